@@ -1,0 +1,1 @@
+"""The measurement stage: sensors, windows, micro-workloads, sweeps and the fit."""

@@ -1,0 +1,1 @@
+"""Drive a real inference engine for whole-model runs."""

@@ -1,0 +1,67 @@
+"""Engine steps as arrays: the seam between the scheduler and the operations.
+
+A step is one iteration of the engine: some prefill chunks and some decoding sequences run
+together through the whole model. Steps are kept as one struct of arrays, so that a thousand of
+them are lowered, timed and powered by the same few numpy calls as one.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunks:
+    """Prompt pieces: row i is ``count[i]`` equal pieces of ``tokens[i]`` new tokens in step ``step[i]``.
+
+    ``context`` is how many tokens of the same prompt were computed in earlier steps. ``last`` is
+    1 where the piece completes its prompt, so that its step samples the first output token.
+    ``bin`` is the workload bin that the request came from. All arrays have shape [n_chunks].
+    """
+
+    step: Ints
+    tokens: Ints
+    context: Ints
+    count: Ints
+    last: Ints
+    bin: Ints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decodes:
+    """Decoding sequences: row i is ``count[i]`` sequences that each add one token in step ``step[i]``.
+
+    ``context`` is the number of tokens already in the KV cache (the new one not included); it may
+    be fractional where a row stands for several steps. All arrays have shape [n_decodes].
+    """
+
+    step: Ints
+    context: Floats
+    count: Ints
+    bin: Ints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """``weight[i]`` engine iterations like row i, in order of time; shape [n_steps]."""
+
+    weight: Floats
+    chunks: Chunks
+    decodes: Decodes
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return int(self.weight.size)
+
+    def sum_chunks(self, value: Floats | Ints) -> Floats:
+        """Sum of ``value`` (one per chunk row, times its count) over each step; shape [n_steps]."""
+        return np.bincount(self.chunks.step, value * self.chunks.count, minlength=self.size)
+
+    def sum_decodes(self, value: Floats | Ints) -> Floats:
+        """Sum of ``value`` (one per decode row, times its count) over each step; shape [n_steps]."""
+        return np.bincount(self.decodes.step, value * self.decodes.count, minlength=self.size)

@@ -1,0 +1,1 @@
+"""One config.json per known model: unmodified facts, with their source."""
