@@ -1,0 +1,206 @@
+"""Pieces that the readers of several families share: heads, windows, experts, layers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from energymodel.attention import QkNorm, SoftmaxAttention
+from energymodel.errors import InputError
+from energymodel.fields import MAX_LAYERS, Fields
+from energymodel.model import LayerSpec, Layout, Mlp, ModelSpec, Moe, Norm
+
+Windows = Sequence[int | None]
+"""Sliding window of each layer, None where a layer sees everything."""
+
+
+def read_attention(
+    f: Fields,
+    *,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    qkv_bias: bool = False,
+    o_bias: bool = False,
+    qk_norm: QkNorm | None = None,
+    rotary_factor: float = 1.0,
+) -> SoftmaxAttention:
+    """Heads of every family; ``kv_heads`` and ``head_dim`` are the defaults of the family.
+
+    Without a default of its own a family has as many KV heads as heads, and splits the hidden size
+    evenly over the heads.
+    """
+    heads = f.integer("num_attention_heads", high=100_000)
+    groups = f.integer("num_key_value_heads", kv_heads or heads, high=100_000)
+    if heads % groups:
+        raise InputError(
+            f"{f.where}: field 'num_key_value_heads' is {groups}; "
+            f"it must divide 'num_attention_heads' ({heads})"
+        )
+    size = f.integer("head_dim", head_dim or _even_head_dim(f, heads), high=100_000)
+    return SoftmaxAttention(
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        head_dim=size,
+        rotary_dim=int(size * _rotary_factor(f, rotary_factor)),
+        qkv_bias=qkv_bias,
+        o_bias=o_bias,
+        qk_norm=qk_norm,
+    )
+
+
+def _even_head_dim(f: Fields, heads: int) -> int:
+    """Hidden size over heads; an error where that is not whole and nothing else is given."""
+    hidden_size = f.integer("hidden_size")
+    if hidden_size % heads and not f.has("head_dim"):
+        raise InputError(
+            f"{f.where}: field 'head_dim' is missing; it must be given "
+            f"where 'num_attention_heads' ({heads}) does not divide 'hidden_size' ({hidden_size})"
+        )
+    return max(hidden_size // heads, 1)
+
+
+def _rotary_factor(f: Fields, default: float) -> float:
+    """Share of each head that is rotated: a field of its own, or one of the rotary parameters."""
+    for place in (f, f.section("rope_parameters"), f.section("rope_scaling")):
+        factor = place.optional_number("partial_rotary_factor", high=1.0) if place else None
+        if factor is not None:
+            return factor
+    return default
+
+
+def read_mlp(f: Fields, *, bias: bool = False) -> Mlp:
+    """A gated block of ``intermediate_size``."""
+    return Mlp(intermediate_size=f.integer("intermediate_size"), bias=bias)
+
+
+def read_moe(f: Fields, intermediate_size: int) -> Moe:
+    """Routed experts; both names that families use for their number are accepted."""
+    key = "num_local_experts" if f.has("num_local_experts") else "num_experts"
+    experts = f.integer(key, high=100_000)
+    top_k = f.integer("num_experts_per_tok", high=100_000)
+    if top_k > experts:
+        raise InputError(
+            f"{f.where}: field 'num_experts_per_tok' is {top_k}; it must not exceed '{key}' ({experts})"
+        )
+    return Moe(
+        num_experts=experts, num_experts_per_tok=top_k, moe_intermediate_size=intermediate_size
+    )
+
+
+def read_mxfp4(f: Fields) -> str | None:
+    """MXFP4 where the checkpoint stores its experts so; any other quantisation is refused."""
+    quantization = f.section("quantization_config")
+    if quantization is None:
+        return None
+    method = quantization.text("quant_method")
+    if method != "mxfp4":
+        raise InputError(
+            f"{quantization.where}: field 'quant_method' is '{method}'; only 'mxfp4' is supported"
+        )
+    return "mxfp4"
+
+
+def _depth(f: Fields) -> int:
+    return f.integer("num_hidden_layers", high=MAX_LAYERS)
+
+
+def own_window(f: Fields, default: int) -> int | None:
+    """``sliding_window``: a null switches it off, only an absent field means the default."""
+    return f.optional_integer("sliding_window") if "sliding_window" in f.config else default
+
+
+def switched_window(f: Fields) -> int | None:
+    """``sliding_window`` of the Qwen families, which ``use_sliding_window`` turns on."""
+    return own_window(f, 4096) if f.flag("use_sliding_window", default=False) else None
+
+
+def windows_everywhere(f: Fields, window: int | None) -> Windows:
+    """The same window, or none, in every layer."""
+    return [window] * _depth(f)
+
+
+def windows_by_layer(f: Fields, window: int | None, slides: Callable[[int], bool]) -> Windows:
+    """``layer_types`` where it is given, else the rule of the family."""
+    depth = _depth(f)
+    types = f.sequence("layer_types")
+    if types is None:
+        return [window if slides(i) else None for i in range(depth)]
+    known = {"sliding_attention": window, "full_attention": None}
+    if len(types) != depth or not all(isinstance(t, str) and t in known for t in types):
+        raise InputError(
+            f"{f.where}: field 'layer_types' must hold {depth} entries ('num_hidden_layers'), "
+            "each 'full_attention' or 'sliding_attention'"
+        )
+    return [known[str(t)] for t in types]
+
+
+def qwen_windows(f: Fields) -> Windows:
+    """Qwen 2 and 3: the layers from ``max_window_layers`` on slide, where switched on at all."""
+    first = f.integer("max_window_layers", 28, low=0)
+    return windows_by_layer(f, switched_window(f), lambda i: i >= first)
+
+
+def uniform_layers(
+    attention: SoftmaxAttention,
+    feed_forward: Mlp | Moe,
+    windows: Windows,
+    norm: Norm = "rms",
+    layout: Layout = "pre",
+) -> tuple[LayerSpec, ...]:
+    """Layers that differ in nothing but their window."""
+    return tuple(
+        LayerSpec(
+            attention=replace(attention, sliding_window=window),
+            feed_forward=feed_forward,
+            norm=norm,
+            layout=layout,
+        )
+        for window in windows
+    )
+
+
+def sparse_layers(
+    f: Fields, attention: SoftmaxAttention, experts: Moe, windows: Windows
+) -> tuple[LayerSpec, ...]:
+    """Qwen MoE: every ``decoder_sparse_step``-th layer routes, save those in ``mlp_only_layers``."""
+    step = f.integer("decoder_sparse_step", 1)
+    dense = f.sequence("mlp_only_layers") or ()
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in dense):
+        raise InputError(f"{f.where}: field 'mlp_only_layers' must be a list of layer numbers")
+    only = frozenset(dense)
+    sparse = [i not in only and (i + 1) % step == 0 for i in range(len(windows))]
+    mlp = experts if all(sparse) else read_mlp(f)
+    layers = uniform_layers(attention, experts, windows)
+    return tuple(
+        layer if routed else replace(layer, feed_forward=mlp)
+        for layer, routed in zip(layers, sparse, strict=True)
+    )
+
+
+def dense_model(
+    f: Fields,
+    name: str,
+    attention: SoftmaxAttention,
+    mlp: Mlp,
+    windows: Windows | None = None,
+    *,
+    norm: Norm = "rms",
+    layout: Layout = "pre",
+    tied: bool = False,
+) -> ModelSpec:
+    """A model whose layers all have the same dense block."""
+    layers = uniform_layers(attention, mlp, windows or windows_everywhere(f, None), norm, layout)
+    return model_spec(f, name, layers, tied=tied)
+
+
+def model_spec(
+    f: Fields, name: str, layers: tuple[LayerSpec, ...], *, tied: bool = False
+) -> ModelSpec:
+    """The model around its layers; ``tied`` is what the family assumes for its embeddings."""
+    return ModelSpec(
+        name=name,
+        model_type=f.text("model_type"),
+        hidden_size=f.integer("hidden_size"),
+        vocab_size=f.integer("vocab_size"),
+        tie_word_embeddings=f.flag("tie_word_embeddings", tied),
+        layers=layers,
+        max_position_embeddings=f.optional_integer("max_position_embeddings", high=1_000_000_000),
+    )
