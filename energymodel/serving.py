@@ -1,0 +1,146 @@
+"""From a workload to engine steps: vLLM's scheduler, run event by event instead of step by step.
+
+The rules are those of vLLM 0.24 (``vllm/v1/core/sched/scheduler.py``, ``Scheduler.schedule``, and
+``vllm/v1/core/kv_cache_manager.py``, ``allocate_slots``) with its defaults, prefix caching off:
+
+- Each step has a budget of ``max_num_batched_tokens``. Running requests are served first, in the
+  order of admission: one token for a decoding one, the rest of the prompt for an unfinished one.
+- Then waiting requests are admitted first come, first served, while budget, ``max_num_seqs`` and
+  KV blocks allow. The first that does not fit ends admission. The last one may get only the part
+  of its prompt that the budget allows, but its whole prompt must fit the free blocks
+  (``scheduler_reserve_full_isl``). No blocks are held back (``watermark`` is 0).
+- The step that completes a prompt samples the first output token, so ``output_tokens`` of O take
+  that step and O - 1 decode steps, and the last sampled token never enters the KV cache.
+- A running request that finds no free block preempts the last admitted one, which loses its KV
+  and goes to the head of the queue with prompt and generated tokens to recompute. A step that
+  preempted admits nobody.
+- Asynchronous scheduling (the default, ``vllm/config/vllm.py``; off for pooling models) schedules
+  a step before the previous one has returned. It computes nothing twice, but a request that
+  finishes in step k keeps its place and its blocks while step k + 1 is scheduled, so whoever
+  replaces it starts in step k + 2. A schedule that finds nothing to do costs no GPU step.
+
+``max_num_seqs <= max_num_batched_tokens`` (vLLM refuses anything else) leaves every decoding
+request its token, so at most one prompt is unfinished at a time and it is the last admitted.
+
+Pipeline parallelism is stepped like one stage: micro-batches in flight are not told apart.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from energymodel.deployment import Deployment
+from energymodel.errors import InputError
+from energymodel.scheduler import Scheduler
+from energymodel.steps import Chunks, Decodes, Ints, Steps
+from energymodel.workload import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Milestones:
+    """When requests got their first token and finished; row i is ``count[i]`` requests of one bin.
+
+    Both happen at the end of the last iteration of the named row of ``Steps``. Scoring requests
+    have no token; their ``first_token_row`` is where the prompt was complete. Shape [n_groups].
+    """
+
+    bin: Ints
+    count: Ints
+    first_token_row: Ints
+    finish_row: Ints
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """The steps of a run; ``iterations`` is how many engine iterations they stand for."""
+
+    steps: Steps
+    milestones: Milestones
+    iterations: int
+
+
+def schedule_offline(
+    workload: Workload,
+    deployment: Deployment,
+    kv_capacity_tokens: int,
+    *,
+    async_scheduling: bool | None = None,
+) -> Schedule:
+    """Run all requests, submitted at time 0 in the order of the bins, until none is left.
+
+    Args:
+        workload: Bins with ``count``.
+        deployment: ``max_num_seqs``, ``max_num_batched_tokens`` and ``block_size`` are used.
+        kv_capacity_tokens: Tokens that the KV cache of the replica holds.
+        async_scheduling: None is vLLM's default: on, unless nothing is generated.
+
+    Returns:
+        Rows in order of time. ``Chunks.last`` is 1 only where a token is sampled, so it is 0 for
+        scoring requests. ``Decodes`` rows are in order of request group, not of step.
+
+    Raises:
+        InputError: A request can never fit the KV cache, or the limits contradict each other.
+    """
+    _check(workload, deployment, kv_capacity_tokens)
+    if async_scheduling is None:
+        async_scheduling = any(b.output_tokens for b in workload.bins)
+    scheduler = Scheduler(workload, deployment, kv_capacity_tokens, async_scheduling)
+    while scheduler.busy:
+        scheduler.schedule()
+    return _expand(scheduler)
+
+
+def _check(workload: Workload, deployment: Deployment, kv_capacity_tokens: int) -> None:
+    seqs, budget = deployment.max_num_seqs, deployment.max_num_batched_tokens
+    if workload.online:
+        raise InputError("An offline run needs bins with count, not requests_per_s.")
+    if not 1 <= seqs <= budget:
+        raise InputError(
+            f"max_num_seqs must be from 1 to max_num_batched_tokens ({budget:,}), got {seqs:,}."
+        )
+    capacity = kv_capacity_tokens // deployment.block_size * deployment.block_size
+    for index, b in enumerate(workload.bins):
+        need = b.input_tokens + max(b.output_tokens, 1) - 1
+        if need > capacity:
+            raise InputError(
+                f"bins[{index}]: a request of {b.input_tokens:,} input and {b.output_tokens:,} "
+                f"output tokens needs room for {need:,} tokens, but the KV cache holds "
+                f"{max(capacity, 0):,}: use shorter requests or a deployment with more memory."
+            )
+
+
+def _expand(scheduler: Scheduler) -> Schedule:
+    """Expand the recorded segments to arrays."""
+    weight = np.array(scheduler.weights, dtype=np.int64)
+    middle = np.cumsum(weight) - (weight + 1) / 2  # mean iteration of each row
+    chunk = _columns(scheduler.chunks, 6)
+    bins, count, offset, since, until = _columns(scheduler.segments, 5)
+    rows = until - since
+    ends = np.cumsum(rows)
+    step = np.arange(ends[-1] if ends.size else 0) + np.repeat(since - ends + rows, rows)
+    steps = Steps(
+        weight=weight.astype(np.float64),
+        chunks=Chunks(
+            step=chunk[0],
+            tokens=chunk[1],
+            context=chunk[2],
+            count=chunk[3],
+            last=chunk[4],
+            bin=chunk[5],
+        ),
+        decodes=Decodes(
+            step=step,
+            context=middle[step] + np.repeat(offset, rows),
+            count=np.repeat(count, rows),
+            bin=np.repeat(bins, rows),
+        ),
+    )
+    done = _columns(scheduler.milestones, 4)
+    milestones = Milestones(bin=done[0], count=done[1], first_token_row=done[2], finish_row=done[3])
+    return Schedule(steps=steps, milestones=milestones, iterations=scheduler.iteration)
+
+
+def _columns(rows: Sequence[tuple[int, ...]], width: int) -> list[Ints]:
+    table = np.array(rows, dtype=np.int64).reshape(-1, width)
+    return list(np.ascontiguousarray(table.T))

@@ -1,0 +1,52 @@
+"""What is asked of a replica: bins of requests of equal length."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bin:
+    """Requests of one length. ``output_tokens=0`` is encoder or scoring work.
+
+    Exactly one of ``count`` (a number of requests, all there at the start) and
+    ``requests_per_s`` (the rate of Poisson arrivals) is given.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    count: int | None = None
+    requests_per_s: float | None = None
+
+    @property
+    def amount(self) -> float:
+        """Requests, or requests per second where the bin has a rate."""
+        return self.requests_per_s or 0.0 if self.count is None else self.count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """Bins in the order of submission, all with ``count`` or all with ``requests_per_s``.
+
+    The totals are per run when the bins have counts and per second when they have rates.
+    """
+
+    bins: tuple[Bin, ...]
+
+    @property
+    def online(self) -> bool:
+        """Whether requests arrive at a rate instead of all at the start."""
+        return any(b.requests_per_s is not None for b in self.bins)
+
+    @property
+    def requests(self) -> float:
+        """Requests of all bins."""
+        return sum(b.amount for b in self.bins)
+
+    @property
+    def input_tokens(self) -> float:
+        """Prompt tokens of all requests."""
+        return sum(b.amount * b.input_tokens for b in self.bins)
+
+    @property
+    def output_tokens(self) -> float:
+        """Generated tokens of all requests."""
+        return sum(b.amount * b.output_tokens for b in self.bins)
