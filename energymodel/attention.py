@@ -58,7 +58,11 @@ class SoftmaxAttention:
         return 2 * self.kv_size * element_bytes
 
     def cached_tokens(self, context: Floats | Ints) -> Floats:
-        """Tokens that a sequence of ``context`` tokens must keep: min(context, window)."""
+        """Tokens of a sequence of ``context`` that stay in the cache: min(context, window).
+
+        The newest one is the query's own: ``transformers`` drops the oldest before the next step
+        and so holds window - 1 between steps.
+        """
         return np.minimum(context, self._window)
 
     def chunk_pairs(self, tokens: Floats | Ints, context: Floats | Ints) -> Floats:

@@ -1,8 +1,8 @@
 """One config.json per known model: unmodified facts, with their source.
 
-Files are named ``<organisation>__<name>.json``. Keys that start with an underscore are ours:
-``_model_id`` (the Hugging Face id), ``_source`` (where the facts were read) and ``_confirmed`` (how
-far that source is the model's own ``config.json``).
+Files are named ``<organisation>__<name>.json``. Top-level keys that start with an underscore are
+ours: ``_model_id`` (the Hugging Face id), ``_source`` (where the facts were read) and
+``_confirmed`` (how far that source is the model's own ``config.json``).
 """
 
 import json

@@ -1,0 +1,222 @@
+"""Parameters, FLOP and KV bytes against the real modules of transformers.
+
+Parameter counts are those of the class itself on the meta device, at full size. FLOP are compared
+with ``torch.utils.flop_counter`` on tiny models on the CPU. Two conventions differ and are undone:
+
+- torch counts attention unmasked, T x T pairs for a prompt of T; the model here counts the pairs
+  that the mask lets through;
+- torch sees the outer product that makes the rotary angles as a matrix product; here it is not
+  one (an engine looks the angles up).
+"""
+
+import copy
+import functools
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+from step_builders import prefill, steps_of
+
+import models_zoo
+from energymodel.deployment import Deployment
+from energymodel.model import ModelSpec, model_from_config
+from energymodel.ops import Op, lower
+
+torch = pytest.importorskip("torch", reason="needs torch")
+transformers = pytest.importorskip("transformers", reason="needs transformers")
+
+# Some classes have no head_dim of their own and take hidden_size / heads, which is also 8.
+TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 64,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+}
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
+TINY_MODELS = {
+    "llama": {"attention_bias": True, "mlp_bias": True},
+    "mistral": {"sliding_window": 4},
+    "qwen2": {},
+    "qwen3": {},
+    "gemma": {},
+    "gemma2": {"sliding_window": 4},
+    "gemma3_text": {"sliding_window": 4},
+    "phi": {"partial_rotary_factor": 0.5},
+    "phi3": {"sliding_window": None},
+    "olmo": {"clip_qkv": None},
+    "olmo2": {},
+    "mixtral": {"num_local_experts": 6, "num_experts_per_tok": 2},
+    "olmoe": {"num_experts": 6, "num_experts_per_tok": 3},
+    "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 28, "mlp_only_layers": [1]},
+    "qwen3_moe": EXPERTS | {"decoder_sparse_step": 2, "use_sliding_window": False},
+    "gpt_oss": {"num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 4},
+}
+
+
+def tiny(family: str, **changes: object) -> dict[str, object]:
+    return {"model_type": family, **TINY, **TINY_MODELS[family], **changes}
+
+
+def spec(config: dict[str, object]) -> ModelSpec:
+    return model_from_config(config, "test")[0]
+
+
+def hf_config(config: dict[str, object]) -> "transformers.PreTrainedConfig":
+    """The configuration class filled as transformers would from the file, without quantisation."""
+    fields = copy.deepcopy({k: v for k, v in config.items() if not k.startswith("_")})
+    fields = fields.get("text_config", fields)
+    fields.pop("quantization_config", None)
+    family = fields.pop("model_type")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return transformers.AutoConfig.for_model(family, **fields)
+
+
+def build(config: dict[str, object], device: str) -> "torch.nn.Module":
+    made = hf_config(config)
+    with torch.device(device), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = transformers.AutoModelForCausalLM.from_config(
+            made, attn_implementation="eager", experts_implementation="eager"
+        )
+    return model.eval()
+
+
+def torch_params(config: dict[str, object]) -> int:
+    return sum(p.numel() for p in build(config, "meta").parameters())
+
+
+def architectures() -> dict[str, dict[str, object]]:
+    """The zoo without models that differ in name only."""
+    found: dict[str, tuple[str, dict[str, object]]] = {}
+    for name in models_zoo.names():
+        config = models_zoo.find(name)
+        assert config is not None
+        key = repr(sorted((k, repr(v)) for k, v in config.items() if not k.startswith("_")))
+        found.setdefault(key, (name, config))
+    return dict(found.values())
+
+
+ZOO = architectures()
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_zoo_parameters_are_those_of_the_class(name: str) -> None:
+    assert spec(ZOO[name]).param_count == torch_params(ZOO[name])
+
+
+@pytest.mark.parametrize("family", TINY_MODELS)
+def test_odd_parameters_are_those_of_the_class(family: str) -> None:
+    for bias, tied, kv_heads in itertools.product([False, True], [False, True], [1, 4]):
+        changes = {"tie_word_embeddings": tied, "num_key_value_heads": kv_heads}
+        if family != "gpt_oss":
+            changes["attention_bias"] = bias
+        config = tiny(family, **changes, qk_layernorm=bias, qkv_bias=bias)
+        assert spec(config).param_count == torch_params(config), changes
+
+
+@functools.cache
+def counted(family: str, tokens: int) -> tuple[dict[str, int], tuple[Op, ...]]:
+    """FLOP that torch sees in (everything, rotary, attention) and our operations."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = build(tiny(family), "cpu")
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model(torch.arange(tokens)[None] % 64, use_cache=False)
+    modules = counter.get_flop_counts()
+    by_operator = modules["Global"]
+    rotary = sum(sum(v.values()) for k, v in modules.items() if k.endswith("rotary_emb"))
+    batched = sum(n for op, n in by_operator.items() if "bmm" in str(op))
+    found = {
+        "all": sum(by_operator.values()) - rotary,
+        "attention": batched - rotary,
+    }
+    return found, lower(spec(tiny(family)), Deployment(), prefill(tokens))
+
+
+def full_attention_flop(family: str, tokens: int) -> int:
+    """4 x heads x head_dim x T x T in every layer: what torch counts, mask or not."""
+    layers = spec(tiny(family)).layers
+    return sum(4 * layer.attention.q_size * tokens * tokens for layer in layers)
+
+
+def our_flop(ops: tuple[Op, ...], *, head_rows: int) -> tuple[float, float]:
+    """(products outside attention with the LM head on ``head_rows`` rows, attention)."""
+    linear = sum(op.count * op.flop.item() for op in ops if op.kind in ("gemm", "moe"))
+    head = next(op for op in ops if op.name == "lm_head")
+    attention = sum(op.count * op.flop.item() for op in ops if op.kind.endswith("_attention"))
+    return linear + (head_rows - 1) * head.flop.item(), attention
+
+
+@pytest.mark.parametrize("family", TINY_MODELS)
+@pytest.mark.parametrize("tokens", [1, 11])
+def test_prefill_flop_are_those_of_torch(family: str, tokens: int) -> None:
+    torch_flop, ops = counted(family, tokens)
+    linear, attention = our_flop(ops, head_rows=tokens)
+    full = full_attention_flop(family, tokens)
+    assert torch_flop["attention"] == full
+    assert torch_flop["all"] - full == linear
+    model = spec(tiny(family))
+    pairs = [
+        layer.attention.chunk_pairs(np.array([tokens]), np.array([0])).item()
+        for layer in model.layers
+    ]
+    assert attention == sum(4 * model.layers[0].attention.q_size * n for n in pairs)
+    assert attention / full == pytest.approx(sum(pairs) / (len(pairs) * tokens**2))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "phi"])
+@pytest.mark.filterwarnings("ignore")  # tracing warns of shapes that are constants
+def test_linear_flop_are_twice_the_multiply_adds_of_fvcore(family: str) -> None:
+    nn = pytest.importorskip("fvcore.nn", reason="needs fvcore")
+    tokens = 7
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = build(tiny(family), "cpu")
+
+        def forward(self, ids: "torch.Tensor") -> "torch.Tensor":
+            return self.model(ids, use_cache=False).logits
+
+    analysis = nn.FlopCountAnalysis(Logits(), torch.arange(tokens)[None])
+    analysis.unsupported_ops_warnings(enabled=False).uncalled_modules_warnings(enabled=False)
+    linear, _ = our_flop(lower(spec(tiny(family)), Deployment(), prefill(tokens)), head_rows=tokens)
+    assert linear == 2 * analysis.by_operator()["linear"]
+
+
+@pytest.mark.parametrize(
+    ("family", "tokens"),
+    # A window of 4 is not yet full after 3 tokens.
+    [("llama", 9), ("qwen3", 9), ("olmo2", 9), ("mixtral", 9), ("gemma2", 3), ("gpt_oss", 3)],
+)
+def test_kv_bytes_are_those_of_the_real_cache(family: str, tokens: int) -> None:
+    model = build(tiny(family), "cpu").to(torch.bfloat16)
+    with torch.no_grad():
+        cache = model(torch.arange(tokens)[None], use_cache=True).past_key_values
+    held = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
+    assert held == tokens * spec(tiny(family)).kv_bytes_per_token()
+
+
+def test_decode_flop_are_those_of_torch() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = build(tiny("llama"), "cpu")
+    context = 9
+    with torch.no_grad():
+        cache = model(torch.arange(context)[None], use_cache=True).past_key_values
+        counter = FlopCounterMode(display=False)
+        with counter:
+            model(torch.tensor([[5]]), past_key_values=cache, use_cache=True)
+    modules = counter.get_flop_counts()
+    rotary = sum(sum(v.values()) for k, v in modules.items() if k.endswith("rotary_emb"))
+    ops = lower(spec(tiny("llama")), Deployment(), steps_of(([], [(context, 1)])))
+    # One query is not masked: attention agrees without any conversion.
+    assert sum(modules["Global"].values()) - rotary == sum(op.count * op.flop.item() for op in ops)
