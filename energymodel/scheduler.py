@@ -67,9 +67,14 @@ class Scheduler:
         self.iteration = 0
         self._next_key = 0
 
-        self.weights: list[int] = []
+        # What happened. A group is recorded once for all the rows in which its count stayed the
+        # same, so that the work of an event does not grow with the number of running requests.
+        self.weights: list[int] = []  # iterations of each row
+        # (row, tokens, context, count, samples, bin)
         self.chunks: list[tuple[int, int, int, int, int, int]] = []
+        # (bin, count, offset, first row, row after the last)
         self.segments: list[tuple[int, int, int, int, int]] = []
+        # (bin, count, row of the first token, row of the finish)
         self.milestones: list[tuple[int, int, int, int]] = []
 
     @property

@@ -19,7 +19,7 @@ class Bin:
     @property
     def amount(self) -> float:
         """Requests, or requests per second where the bin has a rate."""
-        return self.requests_per_s or 0.0 if self.count is None else self.count
+        return (self.requests_per_s or 0.0) if self.count is None else self.count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
