@@ -69,6 +69,8 @@ class Fields:
     def text(self, key: str) -> str:
         """A string that must be there."""
         value = self.config.get(key)
+        if value is None:
+            raise InputError(f"{self.where}: field '{key}' is missing; it must be a string")
         if not isinstance(value, str):
             raise self._wrong(key, value, "a string")
         return value
