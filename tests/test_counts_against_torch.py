@@ -121,6 +121,27 @@ def test_odd_parameters_are_those_of_the_class(family: str) -> None:
         assert spec(config).param_count == torch_params(config), changes
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(tiny(family, num_hidden_layers=8) for family in TINY_MODELS),
+        *(
+            tiny(family, num_hidden_layers=8, use_sliding_window=True, max_window_layers=3)
+            for family in ("qwen2", "qwen3", "qwen2_moe")
+        ),
+        tiny("gemma3_text", num_hidden_layers=8, sliding_window_pattern=3),
+        tiny("gemma2", num_hidden_layers=2, layer_types=["full_attention", "sliding_attention"]),
+    ],
+    ids=lambda c: str(c["model_type"]),
+)
+def test_windows_are_those_of_the_configuration_class(config: dict[str, object]) -> None:
+    made = hf_config(config)
+    window = getattr(made, "sliding_window", None)
+    types = getattr(made, "layer_types", None) or ["sliding_attention"] * made.num_hidden_layers
+    expected = [window if kind == "sliding_attention" else None for kind in types]
+    assert [layer.attention.sliding_window for layer in spec(config).layers] == expected
+
+
 @functools.cache
 def counted(family: str, tokens: int) -> tuple[dict[str, int], tuple[Op, ...]]:
     """FLOP that torch sees in (everything, rotary, attention) and our operations."""

@@ -203,6 +203,39 @@ def test_layer_layouts_have_their_norms_and_sums() -> None:
     assert norms(TINY | {"model_type": "phi"}) == ["input_norm", "residual_add", "final_norm"]
 
 
+QWEN_MOE = ALL_KINDS[6] | {"mlp_only_layers": []}
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "hbm_bytes"),
+    [
+        # two in, one out; attention, MLP and residual in, one out
+        (TINY | {"model_type": "olmo2"}, "residual_add", 5 * 3 * 8 * 2),
+        (TINY | {"model_type": "phi"}, "residual_add", 5 * 4 * 8 * 2),
+        # one in, one out, scale and shift; no learnt vectors at all; a scale
+        (TINY | {"model_type": "phi"}, "input_norm", 5 * 2 * 8 * 2 + 2 * 8 * 2),
+        (TINY | {"model_type": "olmo"}, "input_norm", 5 * 4 * 8 * 2),
+        (TINY | {"model_type": "gemma2"}, "post_feedforward_norm", 5 * 2 * 8 * 2 + 8 * 2),
+        # q of 8 and k of 4, in and out; scales of one head each, or of all
+        (TINY | {"model_type": "qwen3"}, "qk_norm", 5 * 2 * 12 * 2 + (4 + 4) * 2),
+        (TINY | {"model_type": "olmo2"}, "qk_norm", 5 * 2 * 12 * 2 + (8 + 4) * 2),
+        (TINY | {"model_type": "olmo", "clip_qkv": 8.0}, "clip_qkv", 5 * 2 * 16 * 2),
+        (TINY | {"model_type": "gemma2"}, "logit_softcap", 3 * 2 * 32 * 2),
+        # 8x16 weights, 16 biases, 8 in, 16 out
+        (TINY | {"model_type": "phi"}, "up_proj", 256 + 32 + 5 * (8 + 16) * 2),
+        # shared expert of 20: gate and up are 40 wide; its gate is one number for each token
+        (QWEN_MOE, "shared_gate_up_proj", 8 * 40 * 2 + 5 * (8 + 40) * 2),
+        (QWEN_MOE, "shared_expert_gate", 8 * 2 + 5 * (8 + 1) * 2),
+        (QWEN_MOE, "shared_add", 5 * 3 * 8 * 2),
+    ],
+)
+def test_operations_of_single_families_by_hand(
+    config: dict[str, object], name: str, hbm_bytes: int
+) -> None:
+    ops = lower(spec(config | {"num_hidden_layers": 1}), Deployment(), STEP)
+    assert {op.hbm_bytes.item() for op in ops if op.name == name} == {hbm_bytes}
+
+
 @pytest.mark.parametrize(
     ("deployment", "named"),
     [
