@@ -1,0 +1,103 @@
+"""What a prediction says: plain frozen records whose fields are the keys of ``predict --json``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseEnergy:
+    """Energy and time of one phase of the run; phases sum to the totals."""
+
+    energy_j: float
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentEnergy:
+    """Energy, work and time of one component over the run; components sum to the totals."""
+
+    energy_j: float
+    flop: float
+    hbm_bytes: float
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BinEnergy:
+    """Energy attributed to the requests of one bin; bins sum to the total."""
+
+    input_tokens: int
+    output_tokens: int
+    count: int
+    energy_j: float
+    prefill_j: float
+    decode_j: float
+    energy_per_output_token_j: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """Mean and percentiles over requests (TTFT) or over output tokens (ITL), seconds."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """What a simpler method would say; ``ratio`` is its energy over the predicted one."""
+
+    energy_j: float
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clock:
+    """SM clock over the busy time of the run, weighted by time."""
+
+    mean: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """Energy, time and latency of one workload on one replica.
+
+    ``energy_j`` is gross over all GPUs of the replica and the whole run, idle included; boundary
+    "gpu". ``energy_interval_j`` holds the energy of a measured run with probability
+    ``interval_level``. ``power_limited_share`` is the share of time that the power limit held the
+    clock below its maximum. Fields that make no sense for the workload (latency of an output
+    that is never produced) are None.
+    """
+
+    schema_version: int = 1
+    model: str
+    gpu: str
+    engine: str
+    deployment: Mapping[str, Any]
+    boundary: str = "gpu"
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    duration_s: float
+    energy_j: float
+    energy_interval_j: tuple[float, float]
+    interval_level: float
+    mean_power_w: float
+    energy_per_request_j: float
+    energy_per_output_token_j: float | None
+    output_tokens_per_s: float
+    ttft_s: Latency | None
+    itl_s: Latency | None
+    phases: Mapping[str, PhaseEnergy]
+    components: Mapping[str, ComponentEnergy]
+    bins: tuple[BinEnergy, ...]
+    flop_only: Baseline
+    baselines: Mapping[str, Baseline]
+    clock_hz: Clock
+    power_limited: bool
+    power_limited_share: float
+    warnings: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
