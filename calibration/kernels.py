@@ -163,7 +163,7 @@ def moe_routing(shape: Shape, device: str) -> Prepared:
 
 
 def rms_norm(shape: Shape, device: str) -> Prepared:
-    """residual += x; x = rms_norm(residual) * weight, in one pass."""
+    """Add to the residual and normalise it, in one pass: r += x; x = w * r / rms(r)."""
     import vllm._custom_ops as ops
 
     x = _activation(shape["rows"], shape["width"], device=device)

@@ -1,12 +1,16 @@
 """observations.jsonl: one measured operation a line, append-only, enough to refit without a GPU."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from calibration import jsonl
 from calibration.window import Window
+from energymodel import io
 from energymodel.errors import InputError
+
+# Six digits are more than any sensor has; times of day need all of theirs.
+DIGITS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +20,7 @@ class Observation:
     ``mode`` is "burst" (time only, at full clock), "sustained" or "duty" (time and energy), or
     "idle" (a context, clocks up, no work). ``call_s`` is device time of one call. ``energy_j`` is
     gross over ``duration_s``, in which ``calls`` calls kept the device busy for ``busy_s``;
-    boundary: the GPU board.
+    boundary: the GPU board. ``time_s`` is the time of day, seconds since 1970.
     """
 
     op: str
@@ -49,36 +53,30 @@ def window_fields(window: Window) -> dict[str, object]:
 
 
 def append(path: Path, observation: Observation) -> None:
-    """Write one line and flush it; a kill loses at most this line."""
+    """Write one line, floats to six digits."""
     record = {k: v for k, v in asdict(observation).items() if v is not None}
     for key, value in record.items():
-        if isinstance(value, float):
-            record[key] = float(f"{value:.6g}")
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
-
-
-def repair(path: Path) -> None:
-    """Drop a truncated last line, which a killed sweep leaves behind."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        path.write_bytes(content[: content.rfind(b"\n") + 1])
+        if isinstance(value, float) and key != "time_s":
+            record[key] = float(f"{value:.{DIGITS}g}")
+    jsonl.append(path, record)
 
 
 def read(path: Path) -> Iterator[Observation]:
-    """Observations of a file, in order.
+    """Observations of a file, in order; a truncated last line is left out.
 
     Raises:
         InputError: a line is not an observation; the message names file and line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as observations ({error})") from error
+    *lines, unfinished = io.read_text(path).split("\n")
     for number, line in enumerate(lines, start=1):
+        yield _observation(line, f"{path} line {number}")
+    if unfinished:
         try:
-            yield Observation(**json.loads(line))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise InputError(f"{path}, line {number}: not an observation ({error})") from error
+            last = _observation(unfinished, f"{path} line {len(lines) + 1}")
+        except InputError:
+            return
+        yield last
+
+
+def _observation(line: str, where: str) -> Observation:
+    return io.convert(io.parse_json(line, where), Observation, where)

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable
-from statistics import median
 
 import torch
 
-from calibration.kernels import Prepared
+from calibration.bench import Runnable
+from calibration.clock import REAL_CLOCK
+from calibration.grid import Point
+from calibration.kernels import BUILDERS, Prepared
 from calibration.window import Work
 
 # A chunk this long keeps launch cost invisible and stays short against the power controller.
@@ -18,6 +20,8 @@ class Graph:
     """A CUDA graph of whole rotations over the prepared calls."""
 
     def __init__(self, prepared: Prepared, chunk_s: float = CHUNK_S) -> None:
+        # The graph reads the operands of the calls, so they must live as long as it does.
+        self._prepared = prepared
         call_s = self._warm(prepared)
         self.calls = max(1, min(round(chunk_s / call_s), MAX_CALLS))
         self._graph = torch.cuda.CUDAGraph()
@@ -44,7 +48,7 @@ class Graph:
             end.record()
             torch.cuda.synchronize()
         torch.cuda.current_stream().wait_stream(side)
-        return max(start.elapsed_time(end) * 1e-3 / len(timed), 1e-6)
+        return max(_elapsed_s(start, end) / len(timed), 1e-6)
 
     def replay(self) -> Callable[[], float]:
         """Enqueue the graph; the returned function waits and gives its device seconds."""
@@ -56,7 +60,7 @@ class Graph:
 
         def wait() -> float:
             end.synchronize()
-            return start.elapsed_time(end) * 1e-3
+            return _elapsed_s(start, end)
 
         return wait
 
@@ -65,21 +69,26 @@ class Graph:
         return Work(submit=self.replay, calls_per_chunk=self.calls)
 
 
-def burst_time_s(graph: Graph, *, bursts: int = 5, duty: float = 0.25) -> tuple[float, float]:
-    """Median and spread (half range) of the device time of one call, at full clock.
+class CudaBench:
+    """The CUDA GPU that torch uses."""
 
-    Short bursts with pauses keep mean power under the limit, so that the clock stays at its
-    maximum.
-    """
-    times = []
-    for _ in range(bursts):
-        chunk_s = graph.replay()()
-        times.append(chunk_s / graph.calls)
-        time.sleep(min(chunk_s * (1 / duty - 1), 0.2))
-    return median(times), 0.5 * (max(times) - min(times))
+    clock = REAL_CLOCK
+
+    def prepare(self, point: Point) -> Runnable:
+        """Capture a point's kernels in a graph."""
+        prepared = BUILDERS[point.op](point.shape, "cuda")
+        return Runnable(work=Graph(prepared).work(), stack=prepared.stack)
+
+    def idle(self) -> Work:
+        """Next to no work, which keeps the clocks up."""
+        return clocks_up()
+
+    def release(self) -> None:
+        """Give cached memory back to the device."""
+        torch.cuda.empty_cache()
 
 
-def clocks_up(graph_chunk_s: float = 2e-3) -> Work:
+def clocks_up(pause_s: float = 2e-3) -> Work:
     """Next to no work: keeps a context and the clocks up, to measure static power."""
     scrap = torch.zeros(1024, device="cuda")
 
@@ -92,9 +101,13 @@ def clocks_up(graph_chunk_s: float = 2e-3) -> Work:
 
         def wait() -> float:
             end.synchronize()
-            time.sleep(graph_chunk_s)
-            return start.elapsed_time(end) * 1e-3
+            time.sleep(pause_s)
+            return _elapsed_s(start, end)
 
         return wait
 
     return Work(submit=submit, calls_per_chunk=1)
+
+
+def _elapsed_s(start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+    return float(start.elapsed_time(end)) * 1e-3

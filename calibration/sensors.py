@@ -6,14 +6,16 @@ watcher sleeps through most of each period and reads closely only around the exp
 
 import hashlib
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-Clock = Callable[[], float]
+from calibration.clock import REAL_CLOCK, Clock
+from energymodel.errors import WorkError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,16 +56,20 @@ class Sensor(Protocol):
 
 
 class NvmlSensor:
-    """An NVIDIA GPU through NVML, by its index on this machine."""
+    """An NVIDIA GPU through NVML, by its UUID or by its index on this machine."""
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, index: int = 0, *, uuid: str | None = None) -> None:
         import pynvml
 
         self._nvml: Any = pynvml
         pynvml.nvmlInit()
-        self._handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        if uuid is None:
+            self._handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        else:
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
 
     def identity(self) -> Identity:
+        """Name, board hash, driver and limits; the UUID itself goes nowhere."""
         nvml, handle = self._nvml, self._handle
         uuid = str(nvml.nvmlDeviceGetUUID(handle))
         max_mhz = nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)
@@ -76,9 +82,11 @@ class NvmlSensor:
         )
 
     def energy_j(self) -> float:
+        """Energy counter since the driver was loaded, joules (NVML: mJ); 3 to 6 ms a read."""
         return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) * 1e-3
 
     def reading(self, time_s: float) -> Reading:
+        """Clock (NVML: MHz), temperature and throttle reasons now."""
         nvml, handle = self._nvml, self._handle
         return Reading(
             time_s=time_s,
@@ -88,6 +96,7 @@ class NvmlSensor:
         )
 
     def memory_power_w(self) -> float | None:
+        """Mean power of the HBM over one second (NVML: mW), None where there is no such sensor."""
         nvml = self._nvml
         scope_memory = 2  # NVML_POWER_SCOPE_MEMORY
         try:
@@ -154,46 +163,55 @@ class Watcher:
     QUIET_S = 0.080
     READING_EVERY_S = 0.010
 
-    def __init__(self, sensor: Sensor, clock: Clock = time.perf_counter) -> None:
+    def __init__(self, sensor: Sensor, clock: Clock = REAL_CLOCK) -> None:
         self._sensor, self._clock = sensor, clock
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._join: Callable[[], None] = lambda: None
+        self._error: Exception | None = None
         self.trace = Trace()
 
     def __enter__(self) -> Trace:
-        self._thread.start()
+        self._join = self._clock.spawn(self._run)
         return self.trace
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        self._join()
+        if self._error is not None and kind is None:
+            raise WorkError(f"The GPU's sensors stopped answering: {self._error}.") from self._error
 
     def wait_for_tick(self, after_s: float, timeout_s: float = 2.0) -> None:
         """Block until a tick later than ``after_s`` was seen, or the time-out."""
-        deadline = self._clock() + timeout_s
-        while self._clock() < deadline:
+        deadline = self._clock.now() + timeout_s
+        while self._clock.now() < deadline:
             if self.trace.tick_s and self.trace.tick_s[-1] > after_s:
                 return
-            time.sleep(0.005)
+            self._clock.sleep(0.005)
+
+    def _run(self) -> None:
+        try:
+            self._follow()
+        except Exception as error:  # noqa: BLE001 - raised again where the watcher is used
+            self._error = error
 
     def _follow(self) -> None:
         last = self._sensor.energy_j()
-        before = self._clock()
+        before = self._clock.now()
         while not self._stop.is_set():
             energy = self._sensor.energy_j()
-            now = self._clock()
+            now = self._clock.now()
             if energy != last:
                 # The counter advanced at some moment between the two reads.
                 self.trace.tick_s.append(0.5 * (before + now))
                 self.trace.tick_j.append(energy)
                 last = energy
                 self._rest()
-                before = self._clock()
+                before = self._clock.now()
             else:
                 before = now
 
     def _rest(self) -> None:
-        until = self._clock() + self.QUIET_S
-        while self._clock() < until and not self._stop.is_set():
-            self.trace.readings.append(self._sensor.reading(self._clock()))
-            time.sleep(self.READING_EVERY_S)
+        until = self._clock.now() + self.QUIET_S
+        while self._clock.now() < until and not self._stop.is_set():
+            self.trace.readings.append(self._sensor.reading(self._clock.now()))
+            self._clock.sleep(self.READING_EVERY_S)

@@ -1,4 +1,4 @@
-"""Grid -> observations.jsonl on this GPU: random order, resumable, within a time budget."""
+"""Grid -> observations.jsonl on one GPU: random order, resumable, within a time budget."""
 
 import random
 import time
@@ -6,15 +6,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from calibration import observations
+from calibration import jsonl, observations
+from calibration.bench import Bench
 from calibration.grid import Point
 from calibration.observations import Observation
 from calibration.sensors import Sensor
-from calibration.window import WindowRefused, steady_window
+from calibration.window import WindowRefused, burst_time_s, steady_window
+from energymodel.errors import WorkError
 
 WINDOW_S, SETTLE_S = 1.1, 0.35
 IDLE_EVERY = 40
+# What a point raises that this machine cannot run: no memory (RuntimeError), no such kernel in
+# this version of an engine, a shape that the kernel rejects.
+CANNOT_RUN = (RuntimeError, ValueError, ImportError, AttributeError, AssertionError)
+
 Report = Callable[[str], None]
+# A point's key, the trial, and the duty of the window (None: its burst).
+Part = tuple[str, int, float | None]
 
 
 def sweep(
@@ -23,6 +31,7 @@ def sweep(
     out: Path,
     *,
     budget_s: float,
+    bench: Bench | None = None,
     seed: int = 0,
     trial: int = 0,
     energy: bool = True,
@@ -30,99 +39,108 @@ def sweep(
 ) -> int:
     """Measure ``points`` in random order and append to ``out``; returns how many were measured.
 
-    Points that ``out`` already holds are skipped. Stops cleanly once ``budget_s`` is spent. A
-    point that cannot run (out of memory, kernel missing) is reported and left out.
-    """
-    import torch
+    What ``out`` already holds is skipped, so that a killed sweep continues where it stopped.
+    Stops cleanly once ``budget_s`` is spent. A point that cannot run (out of memory, kernel
+    missing) or whose window is refused is reported and left out. ``bench`` is the CUDA GPU
+    unless given; ``energy`` = False takes bursts only.
 
-    observations.repair(out)
-    done = {
-        (Point(op=o.op, shape=dict(o.shape)).key, o.trial)
-        for o in (observations.read(out) if out.exists() else ())
-    }
-    todo = [p for p in points if (p.key, trial) not in done]
+    Raises:
+        InputError: ``out`` cannot be written or holds something else than observations.
+        WorkError: the sensor stopped answering, or a line could not be written.
+    """
+    if bench is None:
+        from calibration.replay import CudaBench
+
+        bench = CudaBench()
+    jsonl.repair(out)
+    done = {_part(o) for o in observations.read(out)}
+    todo = [
+        (point, parts)
+        for point in points
+        if (parts := [d for d in _duties(point, energy) if (point.key, trial, d) not in done])
+    ]
     random.Random(seed).shuffle(todo)  # noqa: S311 - an order, not a secret
-    board = _provenance(sensor)
-    deadline = time.perf_counter() + budget_s
+    recorder = _Recorder(sensor, bench, out, trial)
+    deadline = bench.clock.now() + budget_s
     measured = 0
-    for i, point in enumerate(todo):
-        if time.perf_counter() > deadline:
+    for i, (point, parts) in enumerate(todo):
+        if bench.clock.now() > deadline:
             report(f"time budget spent: {len(todo) - i} points left")
             break
-        if energy and i % IDLE_EVERY == 0:
-            _measure_idle(sensor, out, board, trial)
         try:
-            _measure(point, sensor, out, board, trial, energy=energy)
+            if energy and i % IDLE_EVERY == 0:
+                recorder.idle()
+        except WindowRefused as refusal:
+            report(f"idle: left out: {refusal}")
+        try:
+            recorder.measure(point, parts)
             measured += 1
-        except (RuntimeError, WindowRefused, ValueError) as error:
-            report(f"{point.key}: left out: {str(error).splitlines()[0]}")
-            torch.cuda.empty_cache()
+        except WindowRefused as refusal:
+            report(f"{point.key}: left out: {refusal}")
+        except WorkError:
+            raise  # no sensor or no disk: the next point would not fare better
+        except CANNOT_RUN as error:
+            lines = str(error).splitlines() or [type(error).__name__]
+            report(f"{point.key}: left out: {lines[0]}")
+        bench.release()
     return measured
 
 
-def _provenance(sensor: Sensor) -> dict[str, Any]:
-    identity = sensor.identity()
-    return {"gpu": identity.gpu_name, "board": identity.board, "driver": identity.driver}
+def _duties(point: Point, energy: bool) -> tuple[float | None, ...]:
+    return (None, *point.duties) if energy else (None,)
 
 
-def _measure(
-    point: Point, sensor: Sensor, out: Path, board: dict[str, Any], trial: int, *, energy: bool
-) -> None:
-    import torch
+def _part(o: Observation) -> Part:
+    return Point(op=o.op, shape=dict(o.shape)).key, o.trial, o.duty
 
-    from calibration import replay
-    from calibration.kernels import BUILDERS
 
-    prepared = BUILDERS[point.op](point.shape, "cuda")
-    graph = replay.Graph(prepared)
-    common: dict[str, Any] = {
-        "op": point.op,
-        "shape": point.shape,
-        "trial": trial,
-        "stack": prepared.stack,
-        **board,
-    }
-    call_s, spread_s = replay.burst_time_s(graph)
-    clock_hz = sensor.reading(0.0).sm_clock_hz
-    observations.append(
-        out,
-        Observation(
-            **common,
-            mode="burst",
-            call_s=call_s,
-            call_spread_s=spread_s,
-            sm_clock_hz=clock_hz,
-            time_s=round(time.time(), 1),
-        ),
-    )
-    for duty in point.duties if energy else ():
+class _Recorder:
+    """Measures points and appends what was seen, with its provenance."""
+
+    def __init__(self, sensor: Sensor, bench: Bench, out: Path, trial: int) -> None:
+        self._sensor, self._bench, self._out = sensor, bench, out
+        identity = sensor.identity()
+        self._common: dict[str, Any] = {
+            "gpu": identity.gpu_name,
+            "board": identity.board,
+            "driver": identity.driver,
+            "trial": trial,
+        }
+
+    def measure(self, point: Point, duties: Sequence[float | None]) -> None:
+        """The burst of a point (duty None) and its energy windows."""
+        runnable = self._bench.prepare(point)
+        known: dict[str, Any] = {"op": point.op, "shape": point.shape, "stack": runnable.stack}
+        for duty in duties:
+            if duty is None:
+                call_s, spread_s = burst_time_s(runnable.work, clock=self._bench.clock)
+                sm_clock_hz = self._sensor.reading(self._bench.clock.now()).sm_clock_hz
+                times = {"call_s": call_s, "call_spread_s": spread_s, "sm_clock_hz": sm_clock_hz}
+                self._append(mode="burst", **known, **times)
+            else:
+                window = steady_window(
+                    self._sensor,
+                    runnable.work,
+                    window_s=WINDOW_S,
+                    settle_s=SETTLE_S,
+                    duty=duty,
+                    clock=self._bench.clock,
+                )
+                mode = "sustained" if duty >= 1 else "duty"
+                self._append(mode=mode, duty=duty, **known, **observations.window_fields(window))
+
+    def idle(self) -> None:
+        """Static power: a context and clocks up, no work."""
         window = steady_window(
-            sensor, graph.work(), window_s=WINDOW_S, settle_s=SETTLE_S, duty=duty
+            self._sensor,
+            self._bench.idle(),
+            window_s=WINDOW_S,
+            settle_s=SETTLE_S,
+            clock=self._bench.clock,
         )
-        fields: dict[str, Any] = observations.window_fields(window)
-        observations.append(
-            out,
-            Observation(
-                **common,
-                **fields,
-                mode="sustained" if duty >= 1 else "duty",
-                duty=duty,
-                time_s=round(time.time(), 1),
-            ),
-        )
-    del prepared, graph
-    torch.cuda.empty_cache()
+        fields = observations.window_fields(window)
+        self._append(op="idle", shape={}, mode="idle", stack="torch", **fields)
 
-
-def _measure_idle(sensor: Sensor, out: Path, board: dict[str, Any], trial: int) -> None:
-    from calibration import replay
-
-    window = steady_window(sensor, replay.clocks_up(), window_s=WINDOW_S, settle_s=SETTLE_S)
-    fields: dict[str, Any] = observations.window_fields(window)
-    observations.append(
-        out,
-        Observation(
-            **board, **fields, op="idle", shape={}, mode="idle", trial=trial, stack="torch",
-            time_s=round(time.time(), 1),
-        ),
-    )  # fmt: skip
+    def _append(self, **fields: Any) -> None:
+        time_s = round(time.time(), 1)
+        observations.append(self._out, Observation(**self._common, **fields, time_s=time_s))

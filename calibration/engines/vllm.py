@@ -10,10 +10,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibration.sensors import Sensor, Watcher
+from calibration.window import WindowRefused, refuse_thermal
 
 if TYPE_CHECKING:
     from energymodel.deployment import Deployment
@@ -82,6 +84,11 @@ class Engine:
         self._step_ends: list[float] = []
         self._time_steps()
 
+    def close(self) -> None:
+        """Let go of the engine and of the folder that held its configuration."""
+        del self._llm
+        self._folder.cleanup()
+
     def _time_steps(self) -> None:
         engine = self._llm.llm_engine
         original = engine.step
@@ -120,10 +127,14 @@ class Engine:
         self._step_ends = [time.perf_counter()]
         self._llm.generate(prompts, params, use_tqdm=False)
         ends = self._step_ends
-        return tuple(b - a for a, b in zip(ends, ends[1:], strict=False))
+        return tuple(b - a for a, b in pairwise(ends))
 
     def measure(self, workload: "Workload", sensor: Sensor, *, min_run_s: float = MIN_RUN_S) -> Run:
-        """Warm up, then repeat back to back for ``min_run_s`` or more."""
+        """Warm up, then repeat back to back for ``min_run_s`` or more.
+
+        Raises:
+            WindowRefused: the energy counter stood still, or the GPU was too hot.
+        """
         variants = [self.prepare(workload, seed) for seed in range(2)]
         watcher = Watcher(sensor)
         with watcher as trace:
@@ -140,13 +151,20 @@ class Engine:
             memory_power_w = sensor.memory_power_w()
             self._tail(variants[0])
             watcher.wait_for_tick(end)
+        try:
+            energy_j = trace.energy_between(start, end)
+        except ValueError as error:
+            raise WindowRefused("The energy counter did not move around the run.") from error
+        sm_clock_hz, temperature_c = trace.clock_hz(start, end), trace.temperature_c(start, end)
+        throttle_reasons = trace.throttle_reasons(start, end)
+        refuse_thermal(throttle_reasons, sm_clock_hz, temperature_c)
         return Run(
             duration_s=(end - start) / repeats,
-            energy_j=trace.energy_between(start, end) / repeats,
+            energy_j=energy_j / repeats,
             repeats=repeats,
-            sm_clock_hz=trace.clock_hz(start, end),
-            temperature_c=trace.temperature_c(start, end),
-            throttle_reasons=trace.throttle_reasons(start, end),
+            sm_clock_hz=sm_clock_hz,
+            temperature_c=temperature_c,
+            throttle_reasons=throttle_reasons,
             memory_power_w=memory_power_w,
             step_s=step_s,
         )

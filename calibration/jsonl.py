@@ -1,0 +1,56 @@
+"""Append-only JSON lines: a killed program loses at most the line that it was writing."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from energymodel.errors import InputError, WorkError
+
+
+def repair(path: Path) -> None:
+    """Make ``path`` ready to append to: folders made, a truncated last line dropped.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            file.seek(0)
+            content = file.read()
+            if content and not content.endswith(b"\n"):
+                kept = content.rfind(b"\n") + 1
+                if _is_json(content[kept:]):
+                    file.write(b"\n")
+                else:
+                    file.truncate(kept)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {_reason(error)}.") from error
+
+
+def append(path: Path, record: Mapping[str, Any]) -> None:
+    """Write one line.
+
+    Raises:
+        WorkError: the line cannot be written.
+        ValueError: a number is not finite.
+    """
+    line = json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+    except OSError as error:
+        raise WorkError(f"{path} cannot be written: {_reason(error)}.") from error
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()

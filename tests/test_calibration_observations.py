@@ -1,0 +1,154 @@
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calibration import jsonl, observations
+from calibration.observations import Observation
+from calibration.simulated import SimulatedOp, SimulatedSensor
+from calibration.window import steady_window
+from energymodel.errors import InputError, WorkError
+
+ONE = Observation(
+    op="gemm",
+    shape={"m": 1, "n": 2, "k": 3},
+    mode="burst",
+    trial=0,
+    call_s=1.5e-5,
+    stack="torch",
+    gpu="NVIDIA H200",
+    board="7b75fe4c9032",
+    driver="580",
+    time_s=1795260001.5,
+)
+
+names = st.text(max_size=20)
+numbers = st.floats(-1e12, 1e12).map(lambda x: float(f"{x:.6g}"))
+maybe = st.none() | numbers
+counts = st.integers(0, 2**31)
+
+
+def test_read_gives_back_what_was_appended(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    two = replace(ONE, mode="duty", duty=0.2, energy_j=12.25, throttle_reasons=4)
+    observations.append(path, ONE)
+    observations.append(path, two)
+    assert list(observations.read(path)) == [ONE, two]
+
+
+@given(
+    st.builds(
+        Observation,
+        op=names, shape=st.dictionaries(names, counts, max_size=4), mode=names, trial=counts,
+        call_s=numbers, call_spread_s=maybe, duty=maybe, duration_s=maybe, energy_j=maybe,
+        calls=maybe, busy_s=maybe, ticks=st.none() | counts, sm_clock_hz=maybe,
+        temperature_c=maybe, throttle_reasons=st.none() | counts, memory_power_w=maybe,
+        stack=names, gpu=names, board=names, driver=names, data=names, time_s=maybe,
+    )
+)  # fmt: skip
+def test_any_observation_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, observation: Observation
+) -> None:
+    path = tmp_path_factory.mktemp("round") / "o.jsonl"
+    observations.append(path, observation)
+    assert list(observations.read(path)) == [observation]
+
+
+def test_floats_are_written_to_six_digits_and_the_time_of_day_in_full(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    observations.append(path, replace(ONE, call_s=1 / 3e4))
+    record = json.loads(path.read_text())
+    assert record["call_s"] == 3.33333e-05
+    assert record["time_s"] == 1795260001.5
+    assert "energy_j" not in record
+
+
+def test_a_window_becomes_fields_of_an_observation() -> None:
+    sensor = SimulatedSensor()
+    work = sensor.work(SimulatedOp(time_s=1e-4, power_w=100.0))
+    window = steady_window(sensor, work, window_s=0.7, settle_s=0.1, clock=sensor.clock)
+    assert observations.window_fields(window) == asdict(window)
+    assert "memory_power_w" not in observations.window_fields(replace(window, memory_power_w=None))
+
+
+@pytest.mark.parametrize("cut", [1, 20, 150])
+def test_a_truncated_last_line_is_left_out_and_repaired(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "o.jsonl"
+    observations.append(path, ONE)
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:cut])
+    assert list(observations.read(path)) == [ONE]
+    jsonl.repair(path)
+    assert path.read_bytes() == whole
+
+
+def test_a_last_line_that_lacks_only_its_end_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    observations.append(path, ONE)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    assert list(observations.read(path)) == [ONE]
+    jsonl.repair(path)
+    assert path.read_bytes() == whole
+
+
+def test_repair_makes_a_file_that_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "o.jsonl"
+    jsonl.repair(path)
+    assert path.read_bytes() == b""
+    assert list(observations.read(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "must be JSON"),
+        ("[]", "must be an object"),
+        ('{"op": "gemm"}', "line 2"),
+        ("", "must be JSON"),
+    ],
+)
+def test_a_broken_line_names_file_and_line(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "o.jsonl"
+    observations.append(path, ONE)
+    with path.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(InputError, match=message) as caught:
+        list(observations.read(path))
+    assert f"{path} line 2" in str(caught.value)
+
+
+def test_a_field_of_the_wrong_type_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    observations.append(path, ONE)
+    path.write_text(path.read_text().replace("1.5e-05", '"fast"'))
+    with pytest.raises(InputError, match=r"line 1: call_s must be a number"):
+        list(observations.read(path))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.jsonl cannot be read"):
+        list(observations.read(tmp_path / "none.jsonl"))
+
+
+def test_files_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be written: is a directory"):
+        jsonl.repair(tmp_path)
+    with pytest.raises(WorkError, match="cannot be written: is a directory"):
+        jsonl.append(tmp_path, {})
+
+
+def test_numbers_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        observations.append(path, replace(ONE, energy_j=float("nan")))
+    assert not path.exists()
+
+
+def test_the_committed_observations_can_be_read() -> None:
+    folder = Path(observations.__file__).parent / "data"
+    for path in folder.glob("*/observations.jsonl"):
+        assert sum(o.call_s > 0 for o in observations.read(path)) > 1000
