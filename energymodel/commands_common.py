@@ -1,0 +1,187 @@
+"""What the commands share: output, options, and the choice of model, GPU and profile."""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from energymodel.deployment import ENGINES, Deployment
+from energymodel.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from energymodel.profile import Profile
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+FILE = click.Path()
+"""A path stays a string: pathlib would cost every start several milliseconds."""
+BROKEN_PIPE_STATUS = 141
+"""What a shell reports for a program whose reader went away (128 + SIGPIPE)."""
+
+
+# Output --------------------------------------------------------------------------------------
+
+
+def emit(result: "RenderableType") -> None:
+    """Print tables; colours only on a terminal, escapes where its encoding lacks a character."""
+    from rich.console import Console
+
+    console = Console(markup=False, emoji=False, highlight=False)
+    with console.capture() as capture:
+        console.print(result)
+    lines = (line.rstrip() for line in capture.get().splitlines())
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    _write("\n".join(lines).encode(encoding, "backslashreplace"))
+
+
+def emit_json(document: object) -> None:
+    """Print one JSON document, in UTF-8 whatever the locale; control characters are escaped."""
+    from energymodel import io
+
+    text = re.sub(r"[^\n -~]", _escape, io.dumps(document))
+    _write(text.encode("utf-8", "backslashreplace"))
+
+
+def _escape(match: re.Match[str]) -> str:
+    import unicodedata
+
+    char = match[0]
+    harmful = unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp") and ord(char) < 0x10000
+    return f"\\u{ord(char):04x}" if harmful else char
+
+
+def _write(data: bytes) -> None:
+    try:
+        click.echo(data + b"\n", nl=False)
+    except BrokenPipeError:
+        abandon_stdout()
+        raise click.exceptions.Exit(BROKEN_PIPE_STATUS) from None
+
+
+def abandon_stdout() -> None:
+    """Send what is still buffered nowhere, so that Python does not try again when it exits."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (AttributeError, OSError, ValueError):  # no such file descriptor, as under a test
+        return
+
+
+def warn(texts: Iterable[str]) -> None:
+    """Warnings on stderr, one line each; for ``--json``."""
+    from energymodel.render import printable
+
+    for text in texts:
+        click.echo(f"Warning: {printable(text)}", err=True)
+
+
+# Options -------------------------------------------------------------------------------------
+
+
+def _finite(_: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not 0 < value < float("inf"):  # a range lets nan pass
+        raise click.BadParameter("it must be a finite number above 0", param=param)
+    return value
+
+
+_DEFAULT = Deployment()
+_SIZE = click.IntRange(1, 1_000_000)
+_DEPLOYMENT = (
+    click.option("--engine", type=click.Choice(ENGINES)),
+    click.option("--tensor-parallel-size", type=_SIZE, metavar="N"),
+    click.option("--pipeline-parallel-size", type=_SIZE, metavar="N"),
+    click.option("--dtype", type=click.Choice(("auto", "bfloat16", "float16"))),
+    click.option("--quantization", type=click.Choice(("fp8", "mxfp4"))),
+    click.option(
+        "--kv-cache-dtype",
+        type=click.Choice(("auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2")),
+    ),
+    click.option("--max-num-seqs", type=_SIZE, metavar="N"),
+    click.option("--max-num-batched-tokens", type=click.IntRange(1, 10_000_000), metavar="N"),
+    click.option(
+        "--gpu-memory-utilization",
+        type=click.FloatRange(0, 1, min_open=True),
+        callback=_finite,
+        metavar="SHARE",
+    ),
+    click.option(
+        "--power-limit-w",
+        type=click.FloatRange(0, 100_000, min_open=True),
+        callback=_finite,
+        metavar="WATT",
+        help="Power limit of each GPU.  [default: that of the calibration]",
+    ),
+)
+
+
+def deployment_options(command: Function) -> Function:
+    """Add the flags of a deployment, spelt as in vLLM; ``deployment`` turns them into one."""
+    for option in reversed(_DEPLOYMENT):
+        command = option(command)
+    return command
+
+
+def deployment(flags: dict[str, Any]) -> Deployment:
+    """The deployment that the flags describe; a flag that was not given keeps its default."""
+    given = {key: value for key, value in flags.items() if value is not None}
+    if given.get("dtype") == "auto":
+        given["dtype"] = _DEFAULT.dtype  # as vLLM does for models that are published in 16 bits
+    return replace(_DEFAULT, **given)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+gpu_option = click.option("--gpu", metavar="G", help="GPU, such as h200; auto is that of here.")
+profile_option = click.option("--profile", "path", type=FILE, help="Profile file to use instead.")
+model_option = click.option(
+    "--model",
+    required=True,
+    metavar="M",
+    help="Name in the zoo, config.json or its folder, or Hugging Face id.",
+)
+workload_option = click.option(
+    "--workload", required=True, type=FILE, metavar="BINS.JSON", help="What is asked of it."
+)
+
+
+# Choices -------------------------------------------------------------------------------------
+
+
+def load_profile(gpu: str | None, path: str | None) -> "Profile":
+    """The shipped profile of a GPU, or the one in a file."""
+    from energymodel import profile
+
+    if gpu is None and path is None:
+        known = ", ".join(profile.available())
+        raise InputError(f"--gpu is missing: it must be one of {known}, or --profile a file.")
+    return profile.load(gpu and gpu_name(gpu), path)
+
+
+def gpu_name(gpu: str) -> str:
+    """The name as files spell it; ``auto`` asks the driver."""
+    if gpu.lower() != "auto":
+        return gpu.lower()
+    from calibration.gpu import matches
+    from energymodel import hardware
+
+    found = _board_name()
+    fitting = [known for known in hardware.available() if matches(known, found)]
+    if not fitting:
+        known = ", ".join(hardware.available())
+        raise InputError(f"--gpu auto found {found!r}, which is not known; known are {known}.")
+    return max(fitting, key=len)  # h100-pcie rather than h100
+
+
+def _board_name() -> str:
+    try:
+        from calibration.sensors import NvmlSensor
+
+        return NvmlSensor().identity().gpu_name
+    except ImportError as error:
+        raise InputError("--gpu auto needs the calibrate extra: energymodel[calibrate].") from error
+    except Exception as error:  # NVMLError, whose module may not be imported
+        raise InputError("--gpu auto finds no NVIDIA GPU here; name one instead.") from error
