@@ -4,7 +4,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -89,53 +88,54 @@ def _finite(_: click.Context, param: click.Parameter, value: float | None) -> fl
     return value
 
 
-_DEFAULT = Deployment()
+def _flag(
+    name: str, kind: click.IntRange | click.FloatRange | click.Choice[str], **more: Any
+) -> Callable[[Function], Function]:
+    """An option with the default of the field of ``Deployment`` that it sets."""
+    default = getattr(Deployment(), name.removeprefix("--").replace("-", "_"))
+    return click.option(name, type=kind, default=default, show_default=True, **more)
+
+
 _SIZE = click.IntRange(1, 1_000_000)
 _DEPLOYMENT = (
-    click.option("--engine", type=click.Choice(ENGINES)),
-    click.option("--tensor-parallel-size", type=_SIZE, metavar="N"),
-    click.option("--pipeline-parallel-size", type=_SIZE, metavar="N"),
-    click.option("--dtype", type=click.Choice(("auto", "bfloat16", "float16"))),
-    click.option("--quantization", type=click.Choice(("fp8", "mxfp4"))),
-    click.option(
+    _flag("--engine", click.Choice(ENGINES)),
+    _flag("--tensor-parallel-size", _SIZE, metavar="N"),
+    _flag("--pipeline-parallel-size", _SIZE, metavar="N"),
+    _flag("--dtype", click.Choice(("auto", "bfloat16", "float16"))),
+    _flag("--quantization", click.Choice(("fp8", "mxfp4"))),
+    _flag(
         "--kv-cache-dtype",
-        type=click.Choice(("auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2")),
+        click.Choice(("auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2")),
     ),
-    click.option("--max-num-seqs", type=_SIZE, metavar="N"),
-    click.option("--max-num-batched-tokens", type=click.IntRange(1, 10_000_000), metavar="N"),
-    click.option(
+    _flag("--max-num-seqs", _SIZE, metavar="N"),
+    _flag("--max-num-batched-tokens", click.IntRange(1, 10_000_000), metavar="N"),
+    _flag(
         "--gpu-memory-utilization",
-        type=click.FloatRange(0, 1, min_open=True),
+        click.FloatRange(0, 1, min_open=True),
         callback=_finite,
         metavar="SHARE",
     ),
-    click.option(
+    _flag(
         "--power-limit-w",
-        type=click.FloatRange(0, 100_000, min_open=True),
+        click.FloatRange(0, 100_000, min_open=True),
         callback=_finite,
         metavar="WATT",
-        help="Power limit of each GPU.  [default: that of the calibration]",
+        help="Power limit of each GPU, where it is not that of the calibration.",
     ),
 )
 
 
 def deployment_options(command: Function) -> Function:
-    """Add the flags of a deployment, spelt as in vLLM; ``deployment`` turns them into one."""
+    """Add the flags of a deployment, spelt as in vLLM: its fields as keyword arguments."""
     for option in reversed(_DEPLOYMENT):
         command = option(command)
     return command
 
 
-def deployment(flags: dict[str, Any]) -> Deployment:
-    """The deployment that the flags describe; a flag that was not given keeps its default."""
-    given = {key: value for key, value in flags.items() if value is not None}
-    if given.get("dtype") == "auto":
-        given["dtype"] = _DEFAULT.dtype  # as vLLM does for models that are published in 16 bits
-    return replace(_DEFAULT, **given)
-
-
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-gpu_option = click.option("--gpu", metavar="G", help="GPU, such as h200; auto is that of here.")
+gpu_option = click.option(
+    "--gpu", metavar="G", help="GPU, such as h200; auto: the one of this machine."
+)
 profile_option = click.option("--profile", "path", type=FILE, help="Profile file to use instead.")
 model_option = click.option(
     "--model",

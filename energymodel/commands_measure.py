@@ -7,12 +7,12 @@ import click
 
 from energymodel.commands_common import (
     FILE,
-    deployment,
     deployment_options,
     gpu_name,
     model_option,
     workload_option,
 )
+from energymodel.deployment import Deployment
 from energymodel.errors import InputError, WorkError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def measure(model: str, workload: str, gpu: str, out: str, **flags: Any) -> None
         found.name,
         found.config,
         bins,
-        deployment=deployment(flags),
+        deployment=Deployment(**flags),
         sensor=find_gpu(gpu),
         out=target,
         report=lambda line: click.echo(printable(line), err=True),

@@ -7,7 +7,6 @@ import click
 
 from energymodel.commands_common import (
     FILE,
-    deployment,
     deployment_options,
     emit,
     emit_json,
@@ -20,6 +19,7 @@ from energymodel.commands_common import (
     warn,
     workload_option,
 )
+from energymodel.deployment import Deployment
 
 
 @click.command()
@@ -40,7 +40,7 @@ def predict(
     profile = load_profile(gpu, path)
     bins = io.read_workload(workload)
     spec, warnings = find_model(model)
-    prediction = predict_energy(spec, deployment(flags), bins, profile)
+    prediction = predict_energy(spec, Deployment(**flags), bins, profile)
     prediction = replace(prediction, warnings=(*warnings, *prediction.warnings))
     if as_json:
         emit_json(prediction)

@@ -143,7 +143,7 @@ def test_flags_become_a_deployment(run: Run, monkeypatch: Any) -> None:
     run(*PREDICT, *flags.split())
     assert seen == [
         ("Qwen/Qwen3-8B", Deployment()),
-        ("Qwen/Qwen3-8B", Deployment()),
+        ("Qwen/Qwen3-8B", Deployment(dtype="auto")),
         (
             "Qwen/Qwen3-8B",
             Deployment(
