@@ -72,8 +72,7 @@ class SoftmaxAttention:
         (x = context+1 ... context+tokens) sees min(x, W) keys. With S(n) = sum of min(x, W) over
         x = 1 ... n, the pairs are S(context + tokens) - S(context).
         """
-        end = np.asarray(context, dtype=np.float64) + tokens
-        return self._pairs_up_to(end) - self._pairs_up_to(np.asarray(context, dtype=np.float64))
+        return visible_pairs(tokens, context, self._window)
 
     def chunk_kv_tokens(self, tokens: Floats | Ints, context: Floats | Ints) -> Floats:
         """Keys that at least one query of the chunk sees: the new ones and those in the window."""
@@ -94,9 +93,15 @@ class SoftmaxAttention:
     def _window(self) -> float:
         return np.inf if self.sliding_window is None else float(self.sliding_window)
 
-    def _pairs_up_to(self, n: Floats) -> Floats:
-        """S(n) = m(m+1)/2 + (n-m)W with m = min(n, W); without a window m = n."""
-        if self.sliding_window is None:
-            return n * (n + 1) / 2
-        ramp: Floats = np.minimum(n, self.sliding_window)
-        return ramp * (ramp + 1) / 2 + (n - ramp) * self.sliding_window
+
+def visible_pairs(tokens: Floats | Ints, context: Floats | Ints, window: float) -> Floats:
+    """(query, key) pairs of ``tokens`` queries after ``context`` tokens that see ``window`` keys."""
+    start = np.asarray(context, dtype=np.float64)
+    return _pairs_up_to(start + tokens, window) - _pairs_up_to(start, window)
+
+
+def _pairs_up_to(n: Floats, window: float) -> Floats:
+    """S(n) = m(m+1)/2 + (n-m)W with m = min(n, W); without a window m = n."""
+    ramp: Floats = np.minimum(n, window)
+    beyond = n - ramp
+    return ramp * (ramp + 1) / 2 + (beyond * window if np.isfinite(window) else 0.0)

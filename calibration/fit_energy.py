@@ -1,0 +1,255 @@
+"""Energy windows -> joules per FLOP, per byte and per second, static power, and the clock law.
+
+A window of ``duration_s`` holds pauses at static power and ``busy_s`` of calls. At relative clock
+x each call spends, above static power,
+
+    (flop_j FLOP + byte_j bytes + busy_w seconds) x^exponent + hbm_byte_j bytes
+
+(see ``energymodel.power``). ``hbm_byte_j`` comes from the memory-power sensor alone, the rest from
+non-negative least squares on what the energy counter saw, each window weighted by the share of
+its energy that was work.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import statsmodels.api as sm
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar, nnls
+
+from calibration.fit_time import TimeFit, law_seconds
+from calibration.observations import Observation
+from calibration.tables import Table
+from energymodel import laws
+from energymodel.profile import Estimate
+
+Array = NDArray[np.float64]
+
+UNITS = {"flop_j": "J/FLOP", "byte_j": "J/B", "busy_w": "W", "hbm_byte_j": "J/B"}
+# Windows that pause and are throttled mix clocks; they serve as checks, not in the fit.
+LEAST_CLOCK_WITH_PAUSES = 0.99
+# Memory power is a one-second average: only sustained work at this rate says what a byte costs.
+STREAMING_BYTES_PER_S = 1.0e12
+# Below this the clock was clearly throttled.
+THROTTLED = 0.93
+FOLDS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Static:
+    """Static power ``watts + watts_per_c x temperature`` with a context and no work."""
+
+    watts: Estimate
+    watts_per_c: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Windows:
+    """Energy windows of one kind as arrays [n]; ``work_j`` is energy of one call above static."""
+
+    table: Table
+    chosen: NDArray[np.bool_]
+    call_s: Array
+    full_s: Array
+    clocked: Array
+    clock: Array
+    duty: Array
+    gross_j: Array
+    work_j: Array
+    weight: Array
+
+    @property
+    def flop(self) -> Array:
+        """FLOP of one call."""
+        return self.table.flop[self.chosen]
+
+    @property
+    def moved_bytes(self) -> Array:
+        """Bytes of one call."""
+        return self.table.moved_bytes[self.chosen]
+
+
+def fit_static(observations: Sequence[Observation]) -> Static:
+    """Idle windows: power against temperature, with the boards' levels averaged out."""
+    idle = [o for o in observations if o.mode == "idle"]
+    watts = np.array([(o.energy_j or 0.0) / (o.duration_s or 1.0) for o in idle])
+    celsius = np.array([o.temperature_c for o in idle], dtype=np.float64)
+    result = sm.OLS(watts, sm.add_constant(celsius)).fit()
+    (level, slope), (level_error, slope_error) = result.params, result.bse
+    return Static(
+        watts=Estimate(value=float(level), stderr=float(level_error), unit="W"),
+        watts_per_c=Estimate(value=float(slope), stderr=float(slope_error), unit="W/degC"),
+    )
+
+
+def windows(table: Table, static: Static, time_fit: TimeFit, max_clock_hz: float) -> Windows:
+    """Arrays of the energy windows of ``table``."""
+    chosen = np.array([o.energy_j is not None for o in table.observations])
+    rows = [o for o in table.observations if o.energy_j is not None]
+
+    def column(name: str) -> Array:
+        return np.array([getattr(o, name) for o in rows], dtype=np.float64)
+
+    static_w = static.watts.value + static.watts_per_c.value * column("temperature_c")
+    call_s, calls = column("call_s"), column("calls")
+    pauses_s = np.maximum(column("duration_s") - column("busy_s"), 0.0)
+    gross_j = (column("energy_j") - static_w * pauses_s) / calls
+    shapes = {name: values[chosen] for name, values in table.shapes.items()}
+    law = {k: e.value for k, e in time_fit.law.items()}
+    return Windows(
+        table=table,
+        chosen=chosen,
+        call_s=call_s,
+        full_s=_full_clock_seconds(table, chosen, time_fit),
+        clocked=laws.LAWS[table.kind](shapes, law).clocked,
+        clock=np.minimum(column("sm_clock_hz") / max_clock_hz, 1.0),
+        duty=column("duty"),
+        gross_j=gross_j,
+        work_j=gross_j - static_w * call_s,
+        weight=gross_j * calls / column("energy_j"),
+    )
+
+
+def _full_clock_seconds(table: Table, chosen: NDArray[np.bool_], time_fit: TimeFit) -> Array:
+    """Burst time of the same shape where one was taken at full clock, else the law's."""
+    shapes = {name: values[chosen] for name, values in table.shapes.items()}
+    seconds = law_seconds(table.kind, shapes, time_fit.law, time_fit.residual)
+    bursts: dict[str, list[float]] = {}
+    for o in table.observations:
+        if o.mode == "burst" and (o.sm_clock_hz or 0) >= 1.95e9:
+            bursts.setdefault(_key(o), []).append(o.call_s)
+    rows = [o for o, c in zip(table.observations, chosen, strict=True) if c]
+    return np.array(
+        [float(np.median(bursts.get(_key(o), [s]))) for o, s in zip(rows, seconds, strict=True)]
+    )
+
+
+def _key(observation: Observation) -> str:
+    return f"{observation.op}{sorted(observation.shape.items())}"
+
+
+def fit_hbm_byte(all_windows: Sequence[Windows]) -> Estimate:
+    """Joules per byte in the memory: slope of memory power over bytes per second, sustained."""
+    rates, watts = [], []
+    for w in all_windows:
+        rows = [o for o, c in zip(w.table.observations, w.chosen, strict=True) if c]
+        for o, moved, call_s, duty in zip(rows, w.moved_bytes, w.call_s, w.duty, strict=True):
+            rate = moved / call_s
+            if o.memory_power_w and duty >= 1.0 and w.table.kind != "elementwise":
+                rates.append(rate)
+                watts.append(o.memory_power_w)
+    x, y = np.array(rates), np.array(watts)
+    streaming = x > STREAMING_BYTES_PER_S
+    result = sm.RLM(y[streaming], sm.add_constant(x[streaming])).fit()
+    return Estimate(value=float(result.params[1]), stderr=float(result.bse[1]), unit="J/B")
+
+
+def fit_clock_share(w: Windows) -> Estimate:
+    """How much of the clocked time stretches: t(x) = t(1) [1 + share x clocked (1/x - 1)]."""
+    throttled = (w.duty >= 1.0) & (w.clock < THROTTLED) & (w.clocked > 0.5)
+    if throttled.sum() < 3:
+        return Estimate(value=1.0, stderr=0.0, unit="1")
+    slowdown = w.call_s[throttled] / w.full_s[throttled] - 1.0
+    lever = w.clocked[throttled] * (1.0 / w.clock[throttled] - 1.0)
+    result = sm.OLS(slowdown, lever).fit()
+    return Estimate(value=float(result.params[0]), stderr=float(result.bse[0]), unit="1")
+
+
+def fit_exponent(all_windows: Mapping[str, Windows], hbm_byte_j: float) -> Estimate:
+    """Exponent of the clock law that leaves the least weighted squared relative error."""
+
+    def loss(exponent: float) -> float:
+        return sum(
+            float(np.square(energy_errors(w, _coefficients(w, hbm_byte_j, exponent), exponent)).sum())
+            for w in all_windows.values()
+        )
+
+    best = minimize_scalar(loss, bounds=(0.2, 3.0), method="bounded")
+    count = sum(int(usable(w).sum()) for w in all_windows.values())
+    step = 0.05
+    curvature = (loss(best.x + step) + loss(best.x - step) - 2 * best.fun) / step**2
+    stderr = float(np.sqrt(2 * best.fun / count / max(curvature, 1e-12)))
+    return Estimate(value=float(best.x), stderr=stderr, unit="1")
+
+
+def usable(w: Windows) -> NDArray[np.bool_]:
+    """Windows that enter the fit."""
+    return (w.duty >= 1.0) | (w.clock >= LEAST_CLOCK_WITH_PAUSES)
+
+
+def fit_coefficients(w: Windows, hbm_byte_j: Estimate, exponent: float) -> dict[str, Estimate]:
+    """Non-negative joules per FLOP, per byte and per second, with weighted standard errors."""
+    values = _coefficients(w, hbm_byte_j.value, exponent)
+    design, target = _design(w, hbm_byte_j.value, exponent)
+    names = ("flop_j", "byte_j", "busy_w")
+    active = [i for i, name in enumerate(names) if values[name] > 0]
+    errors = np.zeros(len(names))
+    if active:
+        # Columns differ by twelve orders of magnitude: scale them for the inverse, then back.
+        norms = np.linalg.norm(design[:, active], axis=0)
+        errors[active] = sm.OLS(target, design[:, active] / norms).fit().bse / norms
+    fitted = {
+        name: Estimate(value=values[name], stderr=float(e), unit=UNITS[name])
+        for name, e in zip(names, errors, strict=True)
+    }
+    return {**fitted, "hbm_byte_j": hbm_byte_j}
+
+
+def _design(w: Windows, hbm_byte_j: float, exponent: float) -> tuple[Array, Array]:
+    """Weighted regressors and target, relative to the gross energy of a call."""
+    keep = usable(w)
+    scale = (w.weight / w.gross_j)[keep]
+    clock = (w.clock**exponent)[keep]
+    columns = np.stack([w.flop[keep], w.moved_bytes[keep], w.full_s[keep]], axis=1)
+    target = w.work_j[keep] - hbm_byte_j * w.moved_bytes[keep]
+    return columns * (clock * scale)[:, None], target * scale
+
+
+def _coefficients(w: Windows, hbm_byte_j: float, exponent: float) -> dict[str, float]:
+    design, target = _design(w, hbm_byte_j, exponent)
+    norms = np.linalg.norm(design, axis=0)
+    norms[norms == 0] = 1.0
+    solution = nnls(design / norms, target)[0] / norms
+    named = dict(zip(("flop_j", "byte_j", "busy_w"), map(float, solution), strict=True))
+    return {**named, "hbm_byte_j": hbm_byte_j}
+
+
+def energy_errors(w: Windows, c: Mapping[str, float], exponent: float) -> Array:
+    """Weighted relative error of the gross energy of a call, over the usable windows."""
+    keep = usable(w)
+    return (_predicted_j(w, c, exponent) / w.gross_j - 1.0)[keep] * w.weight[keep]
+
+
+def _predicted_j(w: Windows, c: Mapping[str, float], exponent: float) -> Array:
+    core = c["flop_j"] * w.flop + c["byte_j"] * w.moved_bytes + c["busy_w"] * w.full_s
+    static_j = w.gross_j - w.work_j
+    return static_j + core * w.clock**exponent + c["hbm_byte_j"] * w.moved_bytes
+
+
+def cross_validate(w: Windows, hbm_byte_j: float, exponent: float) -> Array:
+    """Relative errors of gross energy, sustained windows, each shape family held out in turn."""
+    group = w.table.group[w.chosen]
+    families = np.unique(group)
+    order = np.random.default_rng(0).permutation(families)
+    errors = np.full(len(group), np.nan)
+    folds = min(FOLDS, len(families))
+    if folds < 2:
+        return errors[:0]
+    for fold in range(folds):
+        test = np.isin(group, order[fold::folds])
+        kept = _subset(w, ~test)
+        c = _coefficients(kept, hbm_byte_j, exponent)
+        errors[test] = (_predicted_j(w, c, exponent) / w.gross_j - 1.0)[test]
+    return errors[(w.duty >= 1.0) & np.isfinite(errors)]
+
+
+def _subset(w: Windows, mask: NDArray[np.bool_]) -> Windows:
+    """Windows of ``mask`` only (the table keeps all observations; ``chosen`` narrows)."""
+    chosen = w.chosen.copy()
+    chosen[np.flatnonzero(w.chosen)[~mask]] = False
+    arrays = {
+        name: getattr(w, name)[mask]
+        for name in ("call_s", "full_s", "clocked", "clock", "duty", "gross_j", "work_j", "weight")
+    }
+    return Windows(table=w.table, chosen=chosen, **arrays)

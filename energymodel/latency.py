@@ -1,0 +1,38 @@
+"""Time to first token and between tokens, from the schedule and the duration of its steps."""
+
+import numpy as np
+
+from energymodel.prediction import Latency
+from energymodel.serving import Schedule
+from energymodel.steps import Floats
+
+
+def latencies(
+    schedule: Schedule, step_s: Floats, submit_s: float
+) -> tuple[Latency | None, Latency | None]:
+    """(TTFT over requests, ITL over output tokens); None where no token is produced.
+
+    TTFT counts from submission, so it includes waiting in the queue. The time between two tokens
+    of a sequence is the duration of the step that makes the second one.
+    """
+    steps, milestones = schedule.steps, schedule.milestones
+    ends = submit_s + np.cumsum(steps.weight * step_s)
+    sampled = steps.chunks.last.any() or steps.decodes.count.any()
+    ttft = _summary(ends[milestones.first_token_row], milestones.count) if sampled else None
+    tokens = steps.weight * steps.sum_decodes(np.ones_like(steps.decodes.context))
+    itl = _summary(step_s, tokens) if tokens.any() else None
+    return ttft, itl
+
+
+def _summary(seconds: Floats, count: Floats) -> Latency:
+    """Weighted mean and percentiles (smallest value that covers the share of the weight)."""
+    order = np.argsort(seconds)
+    values, weights = seconds[order], np.asarray(count, dtype=np.float64)[order]
+    reached = np.cumsum(weights) / weights.sum()
+    p50, p90, p99 = (
+        float(values[min(np.searchsorted(reached, q - 1e-12), len(values) - 1)])
+        for q in (0.5, 0.9, 0.99)
+    )
+    return Latency(
+        mean=float(values @ weights / weights.sum()), p50=p50, p90=p90, p99=p99
+    )

@@ -1,0 +1,81 @@
+"""Operations -> joules, and the clock that the power limit allows for the mix of a step.
+
+At relative clock x = f / f_max a step takes
+
+    t(x) = fixed_s + clocked_s / x
+
+and spends
+
+    E(x) = static_w t(x) + core_j x^a + hbm_j
+
+with ``core_j`` what its operations spend in SMs and caches at full clock and ``hbm_j`` what they
+spend in the memory itself. The firmware lowers x until E(x) / t(x) meets the limit. Operations
+are summed first and throttled afterwards: the limit acts on the mix, not on one operation.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from energymodel.profile import OperationProfile, PowerProfile
+from energymodel.steps import Floats
+
+# The lowest clock that a busy GPU was asked for; below it the model has nothing to say.
+MIN_RELATIVE_CLOCK = 0.2
+# Halvings of the clock interval: 2^-30 of the maximum clock.
+BISECTIONS = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLoad:
+    """What each step asks of the GPU at full clock; arrays of shape [n_steps], or scalars."""
+
+    fixed_s: Floats
+    clocked_s: Floats
+    core_j: Floats
+    hbm_j: Floats
+
+
+def core_energy_j(p: OperationProfile, flop: Floats, moved_bytes: Floats, busy_s: Floats) -> Floats:
+    """Energy in SMs and caches of one call at full clock, above static power."""
+    e = {name: estimate.value for name, estimate in p.energy.items()}
+    return e["flop_j"] * flop + e["byte_j"] * moved_bytes + e["busy_w"] * busy_s
+
+
+def hbm_energy_j(p: OperationProfile, moved_bytes: Floats) -> Floats:
+    """Energy of one call in the memory itself, above its idle power."""
+    return p.energy["hbm_byte_j"].value * moved_bytes
+
+
+def mean_power_w(load: StepLoad, clock: Floats, static_w: float, exponent: float) -> Floats:
+    """Mean power of each step at relative clock ``clock``."""
+    duration = load.fixed_s + load.clocked_s / clock
+    spent = load.core_j * clock**exponent + load.hbm_j
+    return static_w + np.divide(spent, duration, out=np.zeros_like(spent), where=duration > 0)
+
+
+def limited_clock(
+    load: StepLoad, static_w: float, exponent: float, cap_w: float
+) -> Floats:
+    """The highest relative clock, at most 1, at which each step draws no more than ``cap_w``.
+
+    Power rises with the clock, so bisection finds it; a step that exceeds the cap even at
+    ``MIN_RELATIVE_CLOCK`` stays there.
+    """
+    low = np.full_like(load.core_j, MIN_RELATIVE_CLOCK)
+    high = np.ones_like(load.core_j)
+    free = mean_power_w(load, high, static_w, exponent) <= cap_w
+    if free.all():
+        return high
+    for _ in range(BISECTIONS):
+        middle = 0.5 * (low + high)
+        over = mean_power_w(load, middle, static_w, exponent) > cap_w
+        high = np.where(over, middle, high)
+        low = np.where(over, low, middle)
+    return np.where(free, 1.0, low)
+
+
+def static_power_w(p: PowerProfile, mean_w: float) -> float:
+    """Static power at the temperature that ``mean_w`` settles at."""
+    temperature_c = p.ambient_c.value + p.c_per_w.value * mean_w
+    return p.static_w.value + p.static_w_per_c.value * temperature_c

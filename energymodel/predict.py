@@ -1,0 +1,281 @@
+"""The straight line from a workload to joules: schedule, lower, time, power, sum."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from energymodel import attribution, baselines, domain, latency, power
+from energymodel.deployment import ENGINES, Deployment
+from energymodel.errors import InputError
+from energymodel.model import Mlp, ModelSpec
+from energymodel.ops import Op, lower
+from energymodel.power import StepLoad
+from energymodel.prediction import Clock, ComponentEnergy, Prediction
+from energymodel.profile import Profile
+from energymodel.serving import Schedule, schedule_offline
+from energymodel.steps import Floats, Steps
+from energymodel.timing import OpTime, op_times
+from energymodel.vllm_engine import EngineTime, engine_time, kv_capacity_tokens, padded
+from energymodel.workload import Workload
+
+INTERVAL_LEVEL = 0.9
+# A step counts as power limited when its clock is this far below the maximum.
+LIMITED_BELOW = 0.995
+# The temperature follows the mean power and the static power follows the temperature; the second
+# round changes the energy by less than 1e-4.
+THERMAL_ROUNDS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpCost:
+    """One operation of every step, all of its calls: seconds and joules at the step's clock."""
+
+    op: Op
+    seconds: Floats
+    energy_j: Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCosts:
+    """Time and energy of each step (one iteration), shape [n_steps], static power included.
+
+    ``overhead_*`` are inside ``step_*``: GPU time outside the layers and waiting for the host.
+    """
+
+    ops: tuple[OpCost, ...]
+    step_s: Floats
+    step_j: Floats
+    overhead_s: Floats
+    overhead_j: Floats
+    relative_clock: Floats
+    submit_s: float
+    submit_j: float
+
+
+def predict(
+    model: ModelSpec, deployment: Deployment, workload: Workload, profile: Profile
+) -> Prediction:
+    """Energy, time and latency of ``workload`` on one replica of ``model``.
+
+    Raises:
+        InputError: the deployment, model or workload is outside what can be predicted; the
+            message names the field.
+    """
+    check(deployment, profile)
+    capacity = kv_capacity_tokens(model, deployment, profile.gpu)
+    schedule = schedule_offline(workload, deployment, capacity)
+    costs = step_costs(model, deployment, schedule, profile, workload.requests)
+    return _prediction(model, deployment, workload, profile, schedule, costs)
+
+
+def check(deployment: Deployment, profile: Profile) -> None:
+    """Refuse what the profile cannot answer."""
+    if deployment.engine not in ENGINES:
+        raise InputError(f"engine '{deployment.engine}' is not one of: {', '.join(ENGINES)}.")
+    if deployment.quantization is not None or deployment.kv_cache_dtype.startswith("fp8"):
+        raise InputError(
+            f"profile '{profile.name}' was calibrated in bfloat16 only: "
+            "leave out --quantization and --kv-cache-dtype."
+        )
+    gpu, limit_w = profile.gpu, deployment.power_limit_w
+    if limit_w is not None and not gpu.min_power_limit_w <= limit_w <= gpu.power_limit_w:
+        raise InputError(
+            f"power_limit_w must be from {gpu.min_power_limit_w:g} to {gpu.power_limit_w:g} on "
+            f"{gpu.full_name}, got {limit_w:g}."
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """The operations of every step at full clock, without what the engine adds.
+
+    Lists run over operations; ``core_j`` and ``hbm_j`` are of all calls of a step, above static
+    power, in the SMs and in the memory. Arrays have shape [n_steps].
+    """
+
+    ops: tuple[Op, ...]
+    times: list[OpTime]
+    core_j: list[Floats]
+    hbm_j: list[Floats]
+
+    def load(self) -> StepLoad:
+        """Sums over operations."""
+        seconds = sum(t.seconds * o.count for o, t in zip(self.ops, self.times, strict=True))
+        clocked_s = sum(t.clocked * o.count for o, t in zip(self.ops, self.times, strict=True))
+        return StepLoad(
+            fixed_s=np.asarray(seconds - clocked_s),
+            clocked_s=np.asarray(clocked_s),
+            core_j=np.asarray(sum(self.core_j)),
+            hbm_j=np.asarray(sum(self.hbm_j)),
+        )
+
+
+def demand(model: ModelSpec, deployment: Deployment, steps: Steps, profile: Profile) -> Demand:
+    """Lower the steps to operations, time each and find its energy at full clock."""
+    ops = lower(model, deployment, steps)
+    times = op_times(ops, profile, lambda rows: padded(rows, deployment))
+    core, hbm = [], []
+    for op, time in zip(ops, times, strict=True):
+        p = profile.operations[op.kind]
+        core.append(op.count * power.core_energy_j(p, op.flop, op.hbm_bytes, time.seconds))
+        hbm.append(op.count * power.hbm_energy_j(p, op.hbm_bytes))
+    return Demand(ops=ops, times=times, core_j=core, hbm_j=hbm)
+
+
+def with_engine(load: StepLoad, engine: EngineTime, outside_w: float) -> tuple[StepLoad, Floats]:
+    """(load with what the engine adds, seconds that the GPU waits for the host); [n_steps].
+
+    A step lasts as long as the GPU's work or the host's launches, whichever is longer.
+    """
+    gpu_s = load.fixed_s + load.clocked_s + engine.outside_s
+    waiting_s = np.maximum(engine.launch_s - gpu_s, 0.0)
+    whole = StepLoad(
+        fixed_s=load.fixed_s + engine.outside_s + waiting_s,
+        clocked_s=load.clocked_s,
+        core_j=load.core_j + outside_w * engine.outside_s,
+        hbm_j=load.hbm_j,
+    )
+    return whole, waiting_s
+
+
+def step_costs(
+    model: ModelSpec,
+    deployment: Deployment,
+    schedule: Schedule,
+    profile: Profile,
+    requests: float,
+) -> StepCosts:
+    """Time and energy of every step and of every operation in it."""
+    steps = schedule.steps
+    wanted = demand(model, deployment, steps, profile)
+    engine = engine_time(model, deployment, steps, profile, requests)
+    outside_w = profile.engine["outside_w"].value
+    load, waiting_s = with_engine(wanted.load(), engine, outside_w)
+    clock, static_w = settle(load, steps.weight, deployment, profile)
+    scale = clock**profile.power.exponent.value
+    costs = []
+    for op, time, core_j, hbm_j in zip(
+        wanted.ops, wanted.times, wanted.core_j, wanted.hbm_j, strict=True
+    ):
+        seconds = op.count * (time.seconds + time.clocked * (1.0 / clock - 1.0))
+        energy_j = static_w * seconds + core_j * scale + hbm_j
+        costs.append(OpCost(op=op, seconds=seconds, energy_j=energy_j))
+    overhead_s = engine.outside_s + waiting_s
+    overhead_j = static_w * overhead_s + outside_w * engine.outside_s * scale
+    return StepCosts(
+        ops=tuple(costs),
+        step_s=np.asarray(sum((c.seconds for c in costs), overhead_s)),
+        step_j=np.asarray(sum((c.energy_j for c in costs), overhead_j)),
+        overhead_s=overhead_s,
+        overhead_j=overhead_j,
+        relative_clock=clock,
+        submit_s=engine.submit_s,
+        submit_j=static_w * engine.submit_s,
+    )
+
+
+def settle(
+    load: StepLoad, weight: Floats, deployment: Deployment, profile: Profile
+) -> tuple[Floats, float]:
+    """Relative clock of each step and the static power, at the temperature of the run."""
+    p = profile.power
+    limit_w = deployment.power_limit_w or profile.gpu.power_limit_w
+    cap_w, exponent = p.limit_share.value * limit_w, p.exponent.value
+    mean_w = cap_w
+    for _ in range(THERMAL_ROUNDS):
+        static_w = power.static_power_w(p, mean_w)
+        clock = power.limited_clock(load, static_w, exponent, cap_w)
+        duration = weight * (load.fixed_s + load.clocked_s / clock)
+        watts = power.mean_power_w(load, clock, static_w, exponent)
+        mean_w = float((watts * duration).sum() / duration.sum())
+    return clock, static_w
+
+
+def _prediction(
+    model: ModelSpec,
+    deployment: Deployment,
+    workload: Workload,
+    profile: Profile,
+    schedule: Schedule,
+    costs: StepCosts,
+) -> Prediction:
+    weight = schedule.steps.weight
+    duration_s = float(weight @ costs.step_s) + costs.submit_s
+    energy_j = float(weight @ costs.step_j) + costs.submit_j
+    busy_s = weight * costs.step_s
+    limited_s = float(busy_s[costs.relative_clock < LIMITED_BELOW].sum())
+    outside, warnings = domain.examine(model, deployment, profile, costs)
+    quantile = profile.accuracy.energy_quantile[regime(model)] * (domain.WIDER if outside else 1.0)
+    ttft_s, itl_s = latency.latencies(schedule, costs.step_s, costs.submit_s)
+    requests, output_tokens = int(workload.requests), int(workload.output_tokens)
+    simpler = baselines.estimate(costs, weight, profile.gpu, duration_s, energy_j)
+    return Prediction(
+        model=model.name,
+        gpu=profile.gpu.name,
+        engine=deployment.engine,
+        deployment=asdict(deployment),
+        requests=requests,
+        input_tokens=int(workload.input_tokens),
+        output_tokens=output_tokens,
+        duration_s=duration_s,
+        energy_j=energy_j,
+        energy_interval_j=(energy_j * float(np.exp(-quantile)), energy_j * float(np.exp(quantile))),
+        interval_level=INTERVAL_LEVEL,
+        mean_power_w=energy_j / duration_s,
+        energy_per_request_j=energy_j / requests,
+        energy_per_output_token_j=energy_j / output_tokens if output_tokens else None,
+        output_tokens_per_s=output_tokens / duration_s,
+        ttft_s=ttft_s,
+        itl_s=itl_s,
+        phases=attribution.phases(schedule, costs),
+        components=_components(costs, weight),
+        bins=attribution.bins(workload, schedule, costs),
+        flop_only=simpler["flop_only"],
+        baselines=simpler,
+        clock_hz=Clock(
+            mean=profile.gpu.max_sm_clock_hz
+            * float(busy_s @ costs.relative_clock / busy_s.sum())
+        ),
+        power_limited=limited_s > 0,
+        power_limited_share=limited_s / duration_s,
+        warnings=tuple(warnings),
+        provenance={
+            "profile": profile.name,
+            "kind": profile.kind,
+            "boundary": "gpu",
+            **profile.provenance,
+        },
+    )
+
+
+def regime(model: ModelSpec) -> str:
+    """Which accuracy figures of a profile apply: "dense" or "moe"."""
+    dense = all(isinstance(layer.feed_forward, Mlp) for layer in model.layers)
+    return "dense" if dense else "moe"
+
+
+def _components(costs: StepCosts, weight: Floats) -> dict[str, ComponentEnergy]:
+    """Totals of the run by component; "overhead" and "idle" are what is no operation."""
+    components: dict[str, ComponentEnergy] = {}
+
+    def add(name: str, energy_j: float, flop: float, hbm_bytes: float, duration_s: float) -> None:
+        old = components.get(name, ComponentEnergy(energy_j=0, flop=0, hbm_bytes=0, duration_s=0))
+        components[name] = ComponentEnergy(
+            energy_j=old.energy_j + energy_j,
+            flop=old.flop + flop,
+            hbm_bytes=old.hbm_bytes + hbm_bytes,
+            duration_s=old.duration_s + duration_s,
+        )
+
+    for cost in costs.ops:
+        op = cost.op
+        add(
+            op.component,
+            float(weight @ cost.energy_j),
+            op.count * float(weight @ op.flop),
+            op.count * float(weight @ op.hbm_bytes),
+            float(weight @ cost.seconds),
+        )
+    add("overhead", float(weight @ costs.overhead_j), 0, 0, float(weight @ costs.overhead_s))
+    add("idle", costs.submit_j, 0, 0, costs.submit_s)
+    return components

@@ -1,0 +1,156 @@
+"""A calibrated GPU: coefficients with standard errors, their valid domain, their provenance.
+
+A profile is a JSON file. ``calibration.fit`` writes it, ``load`` reads it, and a prediction needs
+nothing else about the GPU. Every coefficient is an ``Estimate``; nothing is executed or unpickled.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from energymodel import hardware
+from energymodel.errors import InputError
+from energymodel.hardware import GpuSpec
+from energymodel.kriging import Kriging
+
+Kind = Literal["measured", "transferred", "imported", "simulated"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A fitted value, its standard error and its unit."""
+
+    value: float
+    stderr: float
+    unit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredKriging:
+    """``Kriging`` as JSON holds it; ``points`` are in units of the length scales."""
+
+    length_scales: tuple[float, ...]
+    points: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
+    amplitude: float
+
+    def unpack(self) -> Kriging:
+        """Arrays for evaluation."""
+        return Kriging(
+            length_scales=np.array(self.length_scales),
+            points=np.array(self.points),
+            weights=np.array(self.weights),
+            amplitude=self.amplitude,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperationProfile:
+    """Time and energy of one kind of operation.
+
+    ``law`` are the parameters of ``laws.LAWS[kind]``; ``clock_share`` says how much of the
+    clocked time really stretches when the SM clock falls (1: like 1/f). ``energy``: ``flop_j``
+    and ``byte_j`` per FLOP and byte through the SMs and caches, ``busy_w`` while the operation
+    runs, ``hbm_byte_j`` per byte in the memory itself, which the SM clock does not touch.
+    ``domain`` bounds the calibrated shapes; ``time_error`` and ``energy_error`` are median
+    absolute relative errors on shapes held out of the fit.
+    """
+
+    law: Mapping[str, Estimate]
+    clock_share: Estimate
+    energy: Mapping[str, Estimate]
+    domain: Mapping[str, tuple[float, float]]
+    time_error: float
+    energy_error: float
+    residual: StoredKriging | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerProfile:
+    """Static power and the response to the power limit.
+
+    Static power is ``static_w + static_w_per_c x temperature``; the temperature settles at
+    ``ambient_c + c_per_w x mean power``. Energy through the SMs goes as (f / f_max)^``exponent``.
+    The firmware holds mean power at ``limit_share`` of the limit.
+    """
+
+    static_w: Estimate
+    static_w_per_c: Estimate
+    ambient_c: Estimate
+    c_per_w: Estimate
+    exponent: Estimate
+    limit_share: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """Errors on whole runs of models held out of the fit; what prediction intervals are made of.
+
+    ``energy_quantile`` and ``duration_quantile`` are the 90 % quantiles of the absolute log
+    error, by regime ("dense", "moe"); ``board_energy`` and ``board_duration`` the standard
+    deviation of the log ratio between boards.
+    """
+
+    energy_quantile: Mapping[str, float]
+    duration_quantile: Mapping[str, float]
+    board_energy: float
+    board_duration: float
+    runs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """One GPU under one engine, calibrated."""
+
+    schema_version: Literal[1]
+    name: str
+    gpu: GpuSpec
+    kind: Kind
+    engine: Mapping[str, Estimate]
+    operations: Mapping[str, OperationProfile]
+    power: PowerProfile
+    accuracy: Accuracy
+    provenance: Mapping[str, Any]
+
+
+def available() -> tuple[str, ...]:
+    """Names of the shipped profiles; each is the name of its GPU."""
+    files = resources.files("energymodel").joinpath("profiles").iterdir()
+    return tuple(sorted(f.name.removesuffix(".json") for f in files if f.name.endswith(".json")))
+
+
+def load(gpu: str | None, path: str | Path | None = None) -> Profile:
+    """The profile at ``path``, or the shipped one of ``gpu``.
+
+    Raises:
+        InputError: no such profile, an unreadable one, or one of another GPU than ``gpu``.
+    """
+    if path is not None:
+        profile = _read(str(path))
+        if gpu is not None and gpu.lower() != profile.gpu.name:
+            raise InputError(f"{path}: gpu is '{profile.gpu.name}', but --gpu says '{gpu}'.")
+        return profile
+    if gpu is None:
+        raise InputError("name a GPU with --gpu or a profile with --profile.")
+    known = available()
+    if gpu.lower() not in known:
+        other = "is unknown" if gpu.lower() not in hardware.available() else "has no profile"
+        raise InputError(f"GPU '{gpu}' {other}; profiles exist for: {', '.join(known)}.")
+    return _shipped(gpu.lower())
+
+
+@cache
+def _shipped(name: str) -> Profile:
+    file = resources.files("energymodel").joinpath("profiles", f"{name}.json")
+    return _read(str(file))
+
+
+def _read(path: str) -> Profile:
+    from energymodel.io import convert, read_json
+
+    return convert(read_json(path), Profile, path)
