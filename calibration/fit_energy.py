@@ -161,7 +161,9 @@ def fit_exponent(all_windows: Mapping[str, Windows], hbm_byte_j: float) -> Estim
 
     def loss(exponent: float) -> float:
         return sum(
-            float(np.square(energy_errors(w, _coefficients(w, hbm_byte_j, exponent), exponent)).sum())
+            float(
+                np.square(energy_errors(w, _coefficients(w, hbm_byte_j, exponent), exponent)).sum()
+            )
             for w in all_windows.values()
         )
 

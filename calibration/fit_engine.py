@@ -17,10 +17,10 @@ from energymodel import power
 from energymodel.io import Run
 from energymodel.model import ModelSpec
 from energymodel.power import StepLoad
-from energymodel.predict import demand, regime, settle, with_engine
+from energymodel.predict import THERMAL_ROUNDS, demand, with_engine
 from energymodel.profile import Estimate, Profile
 from energymodel.serving import Schedule, schedule_offline
-from energymodel.vllm_engine import engine_time, kv_capacity_tokens
+from energymodel.vllm_engine import EngineTime, engine_time, kv_capacity_tokens
 
 Array = NDArray[np.float64]
 
@@ -56,8 +56,6 @@ class EngineFit:
     engine: dict[str, Estimate]
     energy_error: Array
     duration_error: Array
-    regimes: tuple[str, ...]
-    models: tuple[str, ...]
 
 
 def initial_engine() -> dict[str, Estimate]:
@@ -81,51 +79,90 @@ def fit_engine(cases: Sequence[Case], profile: Profile) -> EngineFit:
     models = [case.model.name for case in cases]
     energy, duration = np.zeros(len(cases)), np.zeros(len(cases))
     for held in sorted(set(models)):
-        others = [c for c, name in zip(cases, models, strict=True) if name != held]
-        without = replace(profile, engine=_fit(others, profile))
-        for i, case in enumerate(cases):
-            if models[i] == held:
-                duration[i], energy[i] = log_errors(case, without)
-    return EngineFit(
-        engine=_fit(cases, profile),
-        energy_error=energy,
-        duration_error=duration,
-        regimes=tuple(regime(case.model) for case in cases),
-        models=tuple(models),
+        test = np.array([name == held for name in models])
+        train = [c for c, out in zip(cases, test, strict=True) if not out]
+        without = replace(profile, engine=_fit(train, profile))
+        tested = [c for c, out in zip(cases, test, strict=True) if out]
+        duration[test], energy[test] = log_errors(_stack(tested), tested, without)
+    return EngineFit(engine=_fit(cases, profile), energy_error=energy, duration_error=duration)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """The steps of many runs end to end, so that all are evaluated at once; [n_steps]."""
+
+    case: NDArray[np.int64]
+    weight: Array
+    load: StepLoad
+    runs: int
+
+
+def _stack(cases: Sequence[Case]) -> Stack:
+    sizes = [case.schedule.steps.size for case in cases]
+
+    def joined(name: str) -> Array:
+        return np.concatenate([getattr(case.load, name) for case in cases])
+
+    return Stack(
+        case=np.repeat(np.arange(len(cases)), sizes),
+        weight=np.concatenate([case.schedule.steps.weight for case in cases]),
+        load=StepLoad(
+            fixed_s=joined("fixed_s"),
+            clocked_s=joined("clocked_s"),
+            core_j=joined("core_j"),
+            hbm_j=joined("hbm_j"),
+        ),
+        runs=len(cases),
     )
 
 
-def log_errors(case: Case, profile: Profile) -> tuple[float, float]:
-    """Log of measured over predicted (duration, energy) of one run."""
-    run, steps = case.run, case.schedule.steps
-    engine = engine_time(case.model, run.deployment, steps, profile, run.workload.requests)
-    load, _ = with_engine(case.load, engine, profile.engine["outside_w"].value)
-    clock, static_w = settle(load, steps.weight, run.deployment, profile)
-    step_s = load.fixed_s + load.clocked_s / clock
-    watts = power.mean_power_w(load, clock, static_w, profile.power.exponent.value)
-    duration_s = float(steps.weight @ step_s) + engine.submit_s
-    energy_j = float(steps.weight @ (watts * step_s)) + static_w * engine.submit_s
-    return float(np.log(run.duration_s / duration_s)), float(np.log(run.energy_j / energy_j))
+def log_errors(stack: Stack, cases: Sequence[Case], profile: Profile) -> tuple[Array, Array]:
+    """Log of measured over predicted (duration, energy) of each run; shape [n_runs]."""
+    times = [
+        engine_time(c.model, c.run.deployment, c.schedule.steps, profile, c.run.workload.requests)
+        for c in cases
+    ]
+    engine = EngineTime(
+        outside_s=np.concatenate([t.outside_s for t in times]),
+        launch_s=np.concatenate([t.launch_s for t in times]),
+        submit_s=0.0,
+    )
+    submit_s = np.array([t.submit_s for t in times])
+    load, _ = with_engine(stack.load, engine, profile.engine["outside_w"].value)
+    p = profile.power
+    limit_w = np.array([c.run.deployment.power_limit_w or profile.gpu.power_limit_w for c in cases])
+    cap_w, exponent = p.limit_share.value * limit_w, p.exponent.value
+    mean_w = cap_w
+    for _ in range(THERMAL_ROUNDS):
+        static_w = power.static_power_w(p, mean_w)
+        clock = power.limited_clock(load, static_w[stack.case], exponent, cap_w[stack.case])
+        step_s = stack.weight * (load.fixed_s + load.clocked_s / clock)
+        watts = power.mean_power_w(load, clock, static_w[stack.case], exponent)
+        energy_j = np.bincount(stack.case, watts * step_s, stack.runs) + static_w * submit_s
+        duration_s = np.bincount(stack.case, step_s, stack.runs) + submit_s
+        mean_w = energy_j / duration_s
+    measured_s = np.array([c.run.duration_s for c in cases])
+    measured_j = np.array([c.run.energy_j for c in cases])
+    return np.log(measured_s / duration_s), np.log(measured_j / energy_j)
 
 
 def _fit(cases: Sequence[Case], profile: Profile) -> dict[str, Estimate]:
     names = list(START)
     start = np.log([START[name][0] for name in names])
+    stack = _stack(cases)
 
     def residuals(log_values: Array) -> Array:
         engine = {
             name: Estimate(value=float(np.exp(x)), stderr=0.0, unit=START[name][1])
             for name, x in zip(names, log_values, strict=True)
         }
-        candidate = replace(profile, engine=engine)
-        errors = np.array([log_errors(case, candidate) for case in cases]).ravel()
+        errors = np.concatenate(log_errors(stack, cases, replace(profile, engine=engine)))
         return np.concatenate([errors, PRIOR_WEIGHT * (log_values - start)])
 
     solution = least_squares(
-        residuals, start, loss="soft_l1", f_scale=ROBUST_AT, diff_step=1e-2, max_nfev=15
+        residuals, start, loss="soft_l1", f_scale=ROBUST_AT, diff_step=1e-2, max_nfev=20
     )
-    count = 2 * len(cases)
-    scale = 1.4826 * float(np.median(np.abs(solution.fun[:count])))
+    scale = 1.4826 * float(np.median(np.abs(solution.fun[: 2 * len(cases)])))
     relative = scale * np.sqrt(np.diag(np.linalg.pinv(solution.jac.T @ solution.jac)))
     return {
         name: Estimate(value=float(np.exp(x)), stderr=float(np.exp(x) * e), unit=START[name][1])

@@ -145,9 +145,7 @@ def _fit_residual(
     )
 
 
-def _cross_validate(
-    kind: str, shapes: Mapping[str, Array], seconds: Array, group: Array
-) -> Array:
+def _cross_validate(kind: str, shapes: Mapping[str, Array], seconds: Array, group: Array) -> Array:
     """Log time over predicted log time, each shape family predicted without itself."""
     families = np.unique(group)
     order = np.random.default_rng(0).permutation(families)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibration.observations import Observation
-from energymodel.attention import visible_pairs
+from energymodel.attention import SoftmaxAttention
 from energymodel.steps import Floats
 
 Raw = Mapping[str, int]
@@ -80,12 +80,19 @@ def _gemm(_: str, s: Raw) -> dict[str, float]:
 def _attention(_: str, s: Raw) -> dict[str, float]:
     seqs, tokens, context = s["num_seqs"], s["tokens"], s["context"]
     heads, kv_heads, head_dim = s["heads"], s["kv_heads"], s["head_dim"]
-    window = float(s.get("window", 0) or np.inf)
-    pairs = seqs * float(visible_pairs(np.float64(tokens), np.float64(context), window))
-    kv_tokens = seqs * (tokens + min(context, window - 1))
+    spec = SoftmaxAttention(
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        rotary_dim=head_dim,
+        sliding_window=s.get("window"),
+    )
+    ones, before = np.array([float(tokens)]), np.array([float(context)])
+    pairs = seqs * float(spec.chunk_pairs(ones, before)[0])
+    kv_tokens = seqs * float(spec.chunk_kv_tokens(ones, before)[0])
+    block_tokens = seqs * float(spec.decode_block_tokens(before, np.ones(1))[0])
     rows = seqs * tokens
     moved = 2 * ELEMENT_BYTES * head_dim * (kv_tokens * kv_heads + rows * heads)
-    finite_window = window if np.isfinite(window) else 0.0
     return {
         "num_seqs": seqs,
         "tokens": rows,
@@ -94,11 +101,11 @@ def _attention(_: str, s: Raw) -> dict[str, float]:
         "heads": heads,
         "kv_heads": kv_heads,
         "head_dim": head_dim,
-        "window": finite_window,
+        "block_tokens": block_tokens,
         "bytes": moved,
         "flop": 4.0 * heads * head_dim * pairs,
         "moved_bytes": moved,
-        "group": ((heads * 1e3 + kv_heads) * 1e3 + head_dim) * 1e4 + finite_window,
+        "group": ((heads * 1e3 + kv_heads) * 1e3 + head_dim) * 1e4 + s.get("window", 0),
     }
 
 

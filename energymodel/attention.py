@@ -85,6 +85,37 @@ class SoftmaxAttention:
         """
         return np.minimum(np.asarray(context, dtype=np.float64) + 1, self._window)
 
+    @property
+    def key_block(self) -> int:
+        """Keys that FlashAttention 3 walks at a time over a paged cache on Hopper.
+
+        ``tile_size_fwd_sm90`` in hopper/tile_size.h of Dao-AILab/flash-attention, 16-bit elements,
+        pages smaller than a block.
+        """
+        if self.head_dim <= 128:
+            return 128
+        if self.head_dim <= 192:
+            return 96
+        return 80 if self.sliding_window is None else 64
+
+    def decode_block_tokens(self, context: Floats | Ints, span: Floats | Ints) -> Floats:
+        """Keys in the whole blocks that one new token's attention walks.
+
+        Mean over ``span`` consecutive steps whose mean context is ``context``: a kernel works on
+        whole blocks, so the last of them costs as much with one key as with all.
+        """
+        middle = np.asarray(context, dtype=np.float64) + 1.0
+        first, last = middle - (span - 1.0) / 2.0, middle + (span - 1.0) / 2.0
+        size = float(self.key_block)
+        blocks = _blocks_up_to(last, size) - _blocks_up_to(first - 1.0, size)
+        if self.sliding_window is not None:
+            # Blocks wholly before the window: floor(j / size) = ceil((j + 1) / size) - 1.
+            out_last = np.maximum(last - self.sliding_window, -1.0) + 1.0
+            out_before = np.maximum(first - 1.0 - self.sliding_window, -1.0) + 1.0
+            blocks -= _blocks_up_to(out_last, size) - out_last
+            blocks += _blocks_up_to(out_before, size) - out_before
+        return blocks / span * size
+
     def flop(self, pairs: Floats) -> Floats:
         """FLOP of all heads: 2 x head_dim for a score, 2 x head_dim for its share of the values."""
         return 4.0 * self.q_size * pairs
@@ -105,3 +136,9 @@ def _pairs_up_to(n: Floats, window: float) -> Floats:
     ramp: Floats = np.minimum(n, window)
     beyond = n - ramp
     return ramp * (ramp + 1) / 2 + (beyond * window if np.isfinite(window) else 0.0)
+
+
+def _blocks_up_to(n: Floats, size: float) -> Floats:
+    """Sum of ceil(i / size) over i = 1 ... n."""
+    whole = np.floor(n / size)
+    return size * whole * (whole + 1.0) / 2.0 + (n - whole * size) * (whole + 1.0)

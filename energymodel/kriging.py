@@ -41,6 +41,4 @@ def fit_kriging(
     points = features / length_scales
     covariance = amplitude**2 * matern(points, points) + noise**2 * np.eye(len(residuals))
     weights = np.linalg.solve(covariance, residuals)
-    return Kriging(
-        length_scales=length_scales, points=points, weights=weights, amplitude=amplitude
-    )
+    return Kriging(length_scales=length_scales, points=points, weights=weights, amplitude=amplitude)

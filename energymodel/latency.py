@@ -33,6 +33,4 @@ def _summary(seconds: Floats, count: Floats) -> Latency:
         float(values[min(np.searchsorted(reached, q - 1e-12), len(values) - 1)])
         for q in (0.5, 0.9, 0.99)
     )
-    return Latency(
-        mean=float(values @ weights / weights.sum()), p50=p50, p90=p90, p99=p99
-    )
+    return Latency(mean=float(values @ weights / weights.sum()), p50=p50, p90=p90, p99=p99)

@@ -67,10 +67,10 @@ def decode_attention(s: Shapes, p: Parameters) -> Timed:
     """One query a sequence over a paged KV cache, split over the context to fill the GPU.
 
     ``groups`` of query heads that share a KV head are packed into one block of up to 64 rows;
-    contexts are split into blocks of 128 keys, at most 32 ways.
+    contexts are walked in whole blocks of about 128 keys and split at most 32 ways.
     """
     seqs, kv_heads, head_dim = s["num_seqs"], s["kv_heads"], s["head_dim"]
-    length = s["kv_tokens"] / np.maximum(seqs, 1.0)
+    length = s["block_tokens"] / np.maximum(seqs, 1.0)
     blocks = seqs * kv_heads * np.ceil(s["heads"] / kv_heads / 64.0)
     splits = np.clip(np.ceil(length / 128.0), 1.0, 32.0)
     busy = np.minimum(blocks * splits, SM_COUNT)
@@ -78,7 +78,8 @@ def decode_attention(s: Shapes, p: Parameters) -> Timed:
         np.full_like(busy, 1.0 / p["bytes_per_s"]), 1.0 / (busy * p["sm_bytes_per_s"]), 4.0
     )
     per_block = blocks / SM_COUNT * p["block_s"] * (head_dim / 128.0) ** p["block_power"]
-    stream = s["bytes"] / rate + p["block_share"] * per_block
+    moved = 4.0 * head_dim * (s["block_tokens"] * kv_heads + seqs * s["heads"])
+    stream = moved / rate + p["block_share"] * per_block
     combine = p["combine_s"] * (1.0 - np.exp(-(splits - 1.0) / 4.0))
     seconds = p["launch_s"] + combine + smooth_max(per_block, stream, p["sharpness"])
     return Timed(seconds, _share(per_block, stream, p["sharpness"]))
@@ -170,7 +171,7 @@ def features(kind: str, s: Shapes) -> NDArray[np.float64]:
     if kind == "gemm":
         columns = [s["m"], s["n"] * one, s["k"] * one]
     elif kind == "decode_attention":
-        length = s["kv_tokens"] / np.maximum(s["num_seqs"], 1.0)
+        length = s["block_tokens"] / np.maximum(s["num_seqs"], 1.0)
         columns = [s["num_seqs"], length, s["kv_heads"] * one, s["heads"] / s["kv_heads"] * one]
         columns.append(s["head_dim"] * one)
     elif kind == "prefill_attention":

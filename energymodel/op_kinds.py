@@ -27,8 +27,8 @@ class Op:
     - prefill_attention: ``tokens`` (queries), ``pairs`` (query-key pairs of one head),
       ``kv_tokens`` (keys read), ``num_seqs``, ``max_chunk``, ``heads``, ``kv_heads``,
       ``head_dim``, ``window`` (infinite without one), ``kv_element_bytes``
-    - decode_attention: ``num_seqs``, ``kv_tokens``, ``heads``, ``kv_heads``, ``head_dim``,
-      ``window``, ``kv_element_bytes``
+    - decode_attention: ``num_seqs``, ``kv_tokens``, ``block_tokens`` (keys in whole blocks),
+      ``heads``, ``kv_heads``, ``head_dim``, ``window``, ``kv_element_bytes``
     - elementwise, gather, sampling: ``rows``, ``width``, ``bytes`` (as ``hbm_bytes``)
     """
 

@@ -186,6 +186,8 @@ def _decode_attention(ctx: Context, a: SoftmaxAttention, count: int) -> Op:
     steps, decodes = ctx.steps, ctx.steps.decodes
     num_seqs = steps.sum_decodes(np.ones_like(decodes.context))
     kv_tokens = steps.sum_decodes(a.decode_kv_tokens(decodes.context))
+    span = steps.weight[decodes.step]
+    block_tokens = steps.sum_decodes(a.decode_block_tokens(decodes.context, span))
     return Op(
         name="attention_decode",
         kind="decode_attention",
@@ -194,7 +196,8 @@ def _decode_attention(ctx: Context, a: SoftmaxAttention, count: int) -> Op:
         count=count,
         flop=a.flop(kv_tokens),
         hbm_bytes=_attention_bytes(ctx, a, num_seqs, kv_tokens),
-        shape=_attention_shape(ctx, a, kv_tokens) | {"num_seqs": num_seqs},
+        shape=_attention_shape(ctx, a, kv_tokens)
+        | {"num_seqs": num_seqs, "block_tokens": block_tokens},
     )
 
 

@@ -14,11 +14,14 @@ are summed first and throttled afterwards: the limit acts on the mix, not on one
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from energymodel.profile import OperationProfile, PowerProfile
 from energymodel.steps import Floats
+
+W = TypeVar("W", float, Floats)
 
 # The lowest clock that a busy GPU was asked for; below it the model has nothing to say.
 MIN_RELATIVE_CLOCK = 0.2
@@ -47,7 +50,9 @@ def hbm_energy_j(p: OperationProfile, moved_bytes: Floats) -> Floats:
     return p.energy["hbm_byte_j"].value * moved_bytes
 
 
-def mean_power_w(load: StepLoad, clock: Floats, static_w: float, exponent: float) -> Floats:
+def mean_power_w(
+    load: StepLoad, clock: Floats, static_w: float | Floats, exponent: float
+) -> Floats:
     """Mean power of each step at relative clock ``clock``."""
     duration = load.fixed_s + load.clocked_s / clock
     spent = load.core_j * clock**exponent + load.hbm_j
@@ -55,7 +60,7 @@ def mean_power_w(load: StepLoad, clock: Floats, static_w: float, exponent: float
 
 
 def limited_clock(
-    load: StepLoad, static_w: float, exponent: float, cap_w: float
+    load: StepLoad, static_w: float | Floats, exponent: float, cap_w: float | Floats
 ) -> Floats:
     """The highest relative clock, at most 1, at which each step draws no more than ``cap_w``.
 
@@ -75,7 +80,7 @@ def limited_clock(
     return np.where(free, 1.0, low)
 
 
-def static_power_w(p: PowerProfile, mean_w: float) -> float:
+def static_power_w(p: PowerProfile, mean_w: W) -> W:
     """Static power at the temperature that ``mean_w`` settles at."""
     temperature_c = p.ambient_c.value + p.c_per_w.value * mean_w
     return p.static_w.value + p.static_w_per_c.value * temperature_c

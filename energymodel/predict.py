@@ -233,8 +233,7 @@ def _prediction(
         flop_only=simpler["flop_only"],
         baselines=simpler,
         clock_hz=Clock(
-            mean=profile.gpu.max_sm_clock_hz
-            * float(busy_s @ costs.relative_clock / busy_s.sum())
+            mean=profile.gpu.max_sm_clock_hz * float(busy_s @ costs.relative_clock / busy_s.sum())
         ),
         power_limited=limited_s > 0,
         power_limited_share=limited_s / duration_s,

@@ -23,7 +23,9 @@ class OpTime:
     clocked: Floats
 
 
-def op_times(ops: Sequence[Op], profile: Profile, padded: Callable[[Floats], Floats]) -> list[OpTime]:
+def op_times(
+    ops: Sequence[Op], profile: Profile, padded: Callable[[Floats], Floats]
+) -> list[OpTime]:
     """Time of one call of each operation; ``padded`` maps rows to what the engine really runs."""
     return [_op_time(op, profile.operations[op.kind], padded) for op in ops]
 

@@ -1,0 +1,250 @@
+"""Observations and whole runs -> a profile. No GPU, no torch: minutes on a laptop.
+
+energymodel calibrate --gpu h200 --from observations.jsonl --runs runs.jsonl --out DIR
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibration import observations as observation_file
+from calibration.fit_energy import (
+    Static,
+    Windows,
+    cross_validate,
+    fit_clock_share,
+    fit_coefficients,
+    fit_exponent,
+    fit_hbm_byte,
+    fit_static,
+    windows,
+)
+from calibration.fit_engine import EngineFit, fit_engine, initial_engine, prepare
+from calibration.fit_time import TimeFit, fit_time, full_clock
+from calibration.observations import Observation
+from calibration.tables import KINDS, Table, table
+from energymodel import hardware
+from energymodel.errors import InputError
+from energymodel.find_model import find_model
+from energymodel.io import Run, read_runs
+from energymodel.kriging import Kriging
+from energymodel.model import ModelSpec
+from energymodel.predict import regime
+from energymodel.profile import (
+    Accuracy,
+    Estimate,
+    OperationProfile,
+    PowerProfile,
+    Profile,
+    StoredKriging,
+)
+
+# Kinds too small to have energy windows over several shapes share those of elementwise work.
+SHARED_ENERGY = {"gather": "elementwise", "sampling": "elementwise"}
+# Shape axes by which a prediction is checked against what was calibrated.
+DOMAIN_AXES: Mapping[str, tuple[str, ...]] = {
+    "gemm": ("m", "n", "k"),
+    "decode_attention": ("num_seqs", "heads", "kv_heads", "head_dim"),
+    "prefill_attention": ("tokens", "heads", "kv_heads", "head_dim"),
+    "moe": ("tokens", "hidden_size", "intermediate_size", "num_experts", "top_k"),
+}
+QUANTILE = 0.9
+# Significant digits of stored interpolation points and weights; more only makes files longer.
+DIGITS = 7
+
+
+def fit_profile(observations: Path, runs: Path | None, gpu: str) -> Profile:
+    """Fit everything that a prediction needs.
+
+    Args:
+        observations: micro-workloads, as ``calibration.sweep`` writes them.
+        runs: whole-model runs of the engine; without them the engine's own time is unknown and
+            its starting values are used, with intervals to match.
+        gpu: name of the datasheet in ``energymodel/gpus``.
+
+    Raises:
+        InputError: the observations are of another GPU, or too few to fit.
+    """
+    spec = hardware.load(gpu)
+    seen = list(observation_file.read(observations))
+    _check(seen, spec.full_name, observations)
+    static = fit_static(seen)
+    tables = {kind: table(kind, seen) for kind in KINDS}
+    times = {kind: fit_time(t) for kind, t in tables.items()}
+    energy = {k: windows(tables[k], static, times[k], spec.max_sm_clock_hz) for k in KINDS}
+    hbm_byte_j = fit_hbm_byte(list(energy.values()))
+    exponent = fit_exponent(energy, hbm_byte_j.value)
+    measured = [(run, find_model(run.model)[0]) for run in (read_runs(runs) if runs else ())]
+    operations = {
+        kind: _operation(
+            tables[kind],
+            times[kind],
+            energy[kind],
+            energy[SHARED_ENERGY.get(kind, kind)],
+            hbm_byte_j,
+            exponent.value,
+        )
+        for kind in KINDS
+    }
+    profile = Profile(
+        schema_version=1,
+        name=spec.name,
+        gpu=spec,
+        kind="measured",
+        engine=initial_engine(),
+        operations=operations,
+        power=_power(static, exponent, seen, [run for run, _ in measured], spec.power_limit_w),
+        accuracy=_unknown_accuracy(),
+        provenance=_provenance(seen, measured),
+    )
+    return _with_engine(profile, measured) if measured else profile
+
+
+def _check(seen: Sequence[Observation], full_name: str, path: Path) -> None:
+    names = {o.gpu for o in seen}
+    if not names:
+        raise InputError(f"{path} holds no observations.")
+    wrong = sorted(n for n in names if not n.startswith(full_name))
+    if wrong:
+        raise InputError(f"{path}: gpu is '{wrong[0]}', but the fit is for {full_name}.")
+    for op in ("idle", "gemm", "attention", "moe", "rms_norm", "embedding", "sampling"):
+        if not any(o.op == op for o in seen):
+            raise InputError(f"{path}: no observation of '{op}', which a profile needs.")
+
+
+def _operation(
+    t: Table,
+    time: TimeFit,
+    own: Windows,
+    energy: Windows,
+    hbm_byte_j: Estimate,
+    exponent: float,
+) -> OperationProfile:
+    held_out = cross_validate(energy, hbm_byte_j.value, exponent)
+    bursts = full_clock(t)
+    axes = DOMAIN_AXES.get(t.kind, ())
+    return OperationProfile(
+        law=time.law,
+        clock_share=fit_clock_share(own),
+        energy=fit_coefficients(energy, hbm_byte_j, exponent),
+        domain={
+            axis: (float(t.shapes[axis][bursts].min()), float(t.shapes[axis][bursts].max()))
+            for axis in axes
+        },
+        time_error=float(np.median(np.abs(time.held_out))),
+        energy_error=float(np.median(np.abs(held_out))),
+        residual=_store(time.residual),
+    )
+
+
+def _store(kriging: Kriging | None) -> StoredKriging | None:
+    if kriging is None:
+        return None
+    return StoredKriging(
+        length_scales=tuple(map(float, kriging.length_scales)),
+        points=tuple(tuple(_rounded(x) for x in row) for row in kriging.points),
+        weights=tuple(_rounded(x) for x in kriging.weights),
+        amplitude=kriging.amplitude,
+    )
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
+
+
+def _power(
+    static: Static,
+    exponent: Estimate,
+    seen: Sequence[Observation],
+    runs: Sequence[Run],
+    limit_w: float,
+) -> PowerProfile:
+    """Static power, thermal line over whole runs, and the share of the limit that is held."""
+    held = [
+        (o.energy_j or 0.0) / (o.duration_s or 1.0) / limit_w
+        for o in seen
+        if o.mode == "sustained" and (o.sm_clock_hz or 0.0) < 0.9 * _max_clock(seen)
+    ]
+    watts = np.array([run.energy_j / run.duration_s for run in runs] or [100.0, 700.0])
+    celsius = np.array(
+        [float(str(run.extra.get("temperature_c", "nan"))) for run in runs] or [33.0, 56.0]
+    )
+    known = np.isfinite(celsius)
+    slope, level = np.polyfit(watts[known], celsius[known], 1)
+    spread = float(np.std(celsius[known] - level - slope * watts[known]))
+    return PowerProfile(
+        static_w=static.watts,
+        static_w_per_c=static.watts_per_c,
+        ambient_c=Estimate(value=float(level), stderr=spread, unit="degC"),
+        c_per_w=Estimate(value=float(slope), stderr=0.0, unit="degC/W"),
+        exponent=exponent,
+        limit_share=Estimate(
+            value=float(np.median(held)), stderr=float(np.std(held) / len(held) ** 0.5), unit="1"
+        ),
+    )
+
+
+def _max_clock(seen: Sequence[Observation]) -> float:
+    return max(o.sm_clock_hz or 0.0 for o in seen)
+
+
+def _unknown_accuracy() -> Accuracy:
+    """Wide intervals for a profile without whole runs: a factor of 1.5 either way."""
+    wide = {"dense": float(np.log(1.5)), "moe": float(np.log(1.5))}
+    return Accuracy(
+        energy_quantile=wide, duration_quantile=wide, board_energy=0, board_duration=0, runs=0
+    )
+
+
+def _with_engine(profile: Profile, measured: Sequence[tuple[Run, ModelSpec]]) -> Profile:
+    from dataclasses import replace
+
+    cases = prepare(measured, profile)
+    fitted = fit_engine(cases, profile)
+    regimes = [regime(model) for _, model in measured]
+    boards = [str(run.extra.get("board", "")) for run, _ in measured]
+    return replace(profile, engine=fitted.engine, accuracy=_accuracy(fitted, regimes, boards))
+
+
+def _accuracy(fitted: EngineFit, regimes: Sequence[str], boards: Sequence[str]) -> Accuracy:
+    energy, duration = np.abs(fitted.energy_error), np.abs(fitted.duration_error)
+    of = {name: np.array([r == name for r in regimes]) for name in ("dense", "moe")}
+    known = {name: mask if mask.any() else np.ones_like(mask) for name, mask in of.items()}
+    return Accuracy(
+        energy_quantile={n: float(np.quantile(energy[m], QUANTILE)) for n, m in known.items()},
+        duration_quantile={n: float(np.quantile(duration[m], QUANTILE)) for n, m in known.items()},
+        board_energy=_between(fitted.energy_error, boards),
+        board_duration=_between(fitted.duration_error, boards),
+        runs=len(energy),
+    )
+
+
+def _between(errors: np.ndarray[Any, Any], boards: Sequence[str]) -> float:
+    """Standard deviation of the boards' median errors."""
+    names = np.array(boards)
+    medians = [float(np.median(errors[names == b])) for b in sorted(set(boards))]
+    return float(np.std(medians, ddof=1)) if len(medians) > 1 else 0.0
+
+
+def _provenance(
+    seen: Sequence[Observation], measured: Sequence[tuple[Run, ModelSpec]]
+) -> dict[str, Any]:
+    try:
+        package = version("energymodel")
+    except PackageNotFoundError:
+        package = "unknown"
+    software = next((run.extra["software"] for run, _ in measured if "software" in run.extra), {})
+    return {
+        "observations": len(seen),
+        "boards": sorted({o.board for o in seen}),
+        "driver": sorted({o.driver for o in seen}),
+        "software": software,
+        "runs": len(measured),
+        "run_models": sorted({run.model for run, _ in measured}),
+        "energymodel": package,
+        "fitted": date.today().isoformat(),
+    }
