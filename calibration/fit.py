@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from calibration import observations as observation_file
 from calibration.fit_energy import (
     Static,
     Windows,
     cross_validate,
-    fit_clock_share,
     fit_coefficients,
     fit_exponent,
     fit_hbm_byte,
@@ -24,6 +24,7 @@ from calibration.fit_energy import (
     windows,
 )
 from calibration.fit_engine import EngineFit, fit_engine, initial_engine, prepare
+from calibration.fit_power import PowerFit, refine
 from calibration.fit_time import TimeFit, fit_time, full_clock
 from calibration.observations import Observation
 from calibration.tables import KINDS, Table, table
@@ -42,6 +43,8 @@ from energymodel.profile import (
     Profile,
     StoredKriging,
 )
+
+Array = NDArray[np.float64]
 
 # Kinds too small to have energy windows over several shapes share those of elementwise work.
 SHARED_ENERGY = {"gather": "elementwise", "sampling": "elementwise"}
@@ -77,16 +80,15 @@ def fit_profile(observations: Path, runs: Path | None, gpu: str) -> Profile:
     times = {kind: fit_time(t) for kind, t in tables.items()}
     energy = {k: windows(tables[k], static, times[k], spec.max_sm_clock_hz) for k in KINDS}
     hbm_byte_j = fit_hbm_byte(list(energy.values()))
-    exponent = fit_exponent(energy, hbm_byte_j.value)
+    share = _held_share(seen, spec.power_limit_w)
+    exponent, refined = _fit_power(energy, hbm_byte_j, share.value * spec.power_limit_w)
     measured = [(run, find_model(run.model)[0]) for run in (read_runs(runs) if runs else ())]
     operations = {
         kind: _operation(
             tables[kind],
             times[kind],
-            energy[kind],
-            energy[SHARED_ENERGY.get(kind, kind)],
-            hbm_byte_j,
-            exponent.value,
+            refined[SHARED_ENERGY.get(kind, kind)],
+            cross_validate(energy[SHARED_ENERGY.get(kind, kind)], hbm_byte_j.value, exponent.value),
         )
         for kind in KINDS
     }
@@ -97,7 +99,7 @@ def fit_profile(observations: Path, runs: Path | None, gpu: str) -> Profile:
         kind="measured",
         engine=initial_engine(),
         operations=operations,
-        power=_power(static, exponent, seen, [run for run, _ in measured], spec.power_limit_w),
+        power=_power(static, exponent, share, [run for run, _ in measured]),
         accuracy=_unknown_accuracy(),
         provenance=_provenance(seen, measured),
     )
@@ -116,21 +118,27 @@ def _check(seen: Sequence[Observation], full_name: str, path: Path) -> None:
             raise InputError(f"{path}: no observation of '{op}', which a profile needs.")
 
 
-def _operation(
-    t: Table,
-    time: TimeFit,
-    own: Windows,
-    energy: Windows,
-    hbm_byte_j: Estimate,
-    exponent: float,
-) -> OperationProfile:
-    held_out = cross_validate(energy, hbm_byte_j.value, exponent)
+def _fit_power(
+    energy: Mapping[str, Windows], hbm_byte_j: Estimate, cap_w: float
+) -> tuple[Estimate, dict[str, PowerFit]]:
+    """Exponent of the clock law, from the products that the limit holds, then each kind."""
+    first = fit_exponent(energy, hbm_byte_j.value)
+    start = fit_coefficients(energy["gemm"], hbm_byte_j, first.value)
+    exponent = refine(energy["gemm"], start, first, cap_w, free_exponent=True).exponent
+    return exponent, {
+        kind: refine(w, fit_coefficients(w, hbm_byte_j, exponent.value), exponent, cap_w)
+        for kind, w in energy.items()
+        if kind not in SHARED_ENERGY
+    }
+
+
+def _operation(t: Table, time: TimeFit, fitted: PowerFit, held_out: Array) -> OperationProfile:
     bursts = full_clock(t)
     axes = DOMAIN_AXES.get(t.kind, ())
     return OperationProfile(
         law=time.law,
-        clock_share=fit_clock_share(own),
-        energy=fit_coefficients(energy, hbm_byte_j, exponent),
+        clock_share=fitted.clock_share,
+        energy=fitted.energy,
         domain={
             axis: (float(t.shapes[axis][bursts].min()), float(t.shapes[axis][bursts].max()))
             for axis in axes
@@ -156,19 +164,25 @@ def _rounded(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
 
 
-def _power(
-    static: Static,
-    exponent: Estimate,
-    seen: Sequence[Observation],
-    runs: Sequence[Run],
-    limit_w: float,
-) -> PowerProfile:
-    """Static power, thermal line over whole runs, and the share of the limit that is held."""
+def _held_share(seen: Sequence[Observation], limit_w: float) -> Estimate:
+    """Share of the limit at which a throttled GPU's mean power is held."""
+    top_hz = max(o.sm_clock_hz or 0.0 for o in seen)
     held = [
         (o.energy_j or 0.0) / (o.duration_s or 1.0) / limit_w
         for o in seen
-        if o.mode == "sustained" and (o.sm_clock_hz or 0.0) < 0.9 * _max_clock(seen)
+        if o.mode == "sustained" and (o.sm_clock_hz or 0.0) < 0.9 * top_hz
     ]
+    if not held:
+        raise InputError("no sustained window met the power limit: the clock law cannot be fitted.")
+    return Estimate(
+        value=float(np.median(held)), stderr=float(np.std(held) / len(held) ** 0.5), unit="1"
+    )
+
+
+def _power(
+    static: Static, exponent: Estimate, share: Estimate, runs: Sequence[Run]
+) -> PowerProfile:
+    """Static power, and the temperature that whole runs settle at."""
     watts = np.array([run.energy_j / run.duration_s for run in runs] or [100.0, 700.0])
     celsius = np.array(
         [float(str(run.extra.get("temperature_c", "nan"))) for run in runs] or [33.0, 56.0]
@@ -182,14 +196,8 @@ def _power(
         ambient_c=Estimate(value=float(level), stderr=spread, unit="degC"),
         c_per_w=Estimate(value=float(slope), stderr=0.0, unit="degC/W"),
         exponent=exponent,
-        limit_share=Estimate(
-            value=float(np.median(held)), stderr=float(np.std(held) / len(held) ** 0.5), unit="1"
-        ),
+        limit_share=share,
     )
-
-
-def _max_clock(seen: Sequence[Observation]) -> float:
-    return max(o.sm_clock_hz or 0.0 for o in seen)
 
 
 def _unknown_accuracy() -> Accuracy:

@@ -3,7 +3,8 @@
 A window of ``duration_s`` holds pauses at static power and ``busy_s`` of calls. At relative clock
 x each call spends, above static power,
 
-    (flop_j FLOP + byte_j bytes + busy_w seconds) x^exponent + hbm_byte_j bytes
+    (flop_j FLOP + weight_byte_j weights + row_byte_j activations + busy_w seconds) x^exponent
+        + hbm_byte_j bytes
 
 (see ``energymodel.power``). ``hbm_byte_j`` comes from the memory-power sensor alone, the rest from
 non-negative least squares on what the energy counter saw, each window weighted by the share of
@@ -22,17 +23,24 @@ from calibration.fit_time import TimeFit, law_seconds
 from calibration.observations import Observation
 from calibration.tables import Table
 from energymodel import laws
+from energymodel.power import core_energy_j
 from energymodel.profile import Estimate
+from energymodel.timing import clocked_seconds
 
 Array = NDArray[np.float64]
 
-UNITS = {"flop_j": "J/FLOP", "byte_j": "J/B", "busy_w": "W", "hbm_byte_j": "J/B"}
+UNITS = {
+    "flop_j": "J/FLOP",
+    "weight_byte_j": "J/B",
+    "row_byte_j": "J/B",
+    "busy_w": "W",
+    "hbm_byte_j": "J/B",
+}
+CORE = ("flop_j", "weight_byte_j", "row_byte_j", "busy_w")
 # Windows that pause and are throttled mix clocks; they serve as checks, not in the fit.
 LEAST_CLOCK_WITH_PAUSES = 0.99
 # Memory power is a one-second average: only sustained work at this rate says what a byte costs.
 STREAMING_BYTES_PER_S = 1.0e12
-# Below this the clock was clearly throttled.
-THROTTLED = 0.93
 FOLDS = 10
 
 
@@ -52,7 +60,8 @@ class Windows:
     chosen: NDArray[np.bool_]
     call_s: Array
     full_s: Array
-    clocked: Array
+    clocked_s: Array
+    static_w: Array
     clock: Array
     duty: Array
     gross_j: Array
@@ -65,9 +74,19 @@ class Windows:
         return self.table.flop[self.chosen]
 
     @property
+    def weight_bytes(self) -> Array:
+        """Bytes of weights or cached keys and values of one call."""
+        return self.table.weight_bytes[self.chosen]
+
+    @property
+    def row_bytes(self) -> Array:
+        """Bytes of activations of one call."""
+        return self.table.row_bytes[self.chosen]
+
+    @property
     def moved_bytes(self) -> Array:
-        """Bytes of one call."""
-        return self.table.moved_bytes[self.chosen]
+        """All bytes of one call."""
+        return self.weight_bytes + self.row_bytes
 
 
 def fit_static(observations: Sequence[Observation]) -> Static:
@@ -97,12 +116,14 @@ def windows(table: Table, static: Static, time_fit: TimeFit, max_clock_hz: float
     gross_j = (column("energy_j") - static_w * pauses_s) / calls
     shapes = {name: values[chosen] for name, values in table.shapes.items()}
     law = {k: e.value for k, e in time_fit.law.items()}
+    full_s = _full_clock_seconds(table, chosen, time_fit)
     return Windows(
         table=table,
         chosen=chosen,
         call_s=call_s,
-        full_s=_full_clock_seconds(table, chosen, time_fit),
-        clocked=laws.LAWS[table.kind](shapes, law).clocked,
+        full_s=full_s,
+        clocked_s=clocked_seconds(table.kind, laws.LAWS[table.kind](shapes, law), full_s),
+        static_w=static_w,
         clock=np.minimum(column("sm_clock_hz") / max_clock_hz, 1.0),
         duty=column("duty"),
         gross_j=gross_j,
@@ -145,17 +166,6 @@ def fit_hbm_byte(all_windows: Sequence[Windows]) -> Estimate:
     return Estimate(value=float(result.params[1]), stderr=float(result.bse[1]), unit="J/B")
 
 
-def fit_clock_share(w: Windows) -> Estimate:
-    """How much of the clocked time stretches: t(x) = t(1) [1 + share x clocked (1/x - 1)]."""
-    throttled = (w.duty >= 1.0) & (w.clock < THROTTLED) & (w.clocked > 0.5)
-    if throttled.sum() < 3:
-        return Estimate(value=1.0, stderr=0.0, unit="1")
-    slowdown = w.call_s[throttled] / w.full_s[throttled] - 1.0
-    lever = w.clocked[throttled] * (1.0 / w.clock[throttled] - 1.0)
-    result = sm.OLS(slowdown, lever).fit()
-    return Estimate(value=float(result.params[0]), stderr=float(result.bse[0]), unit="1")
-
-
 def fit_exponent(all_windows: Mapping[str, Windows], hbm_byte_j: float) -> Estimate:
     """Exponent of the clock law that leaves the least weighted squared relative error."""
 
@@ -184,16 +194,15 @@ def fit_coefficients(w: Windows, hbm_byte_j: Estimate, exponent: float) -> dict[
     """Non-negative joules per FLOP, per byte and per second, with weighted standard errors."""
     values = _coefficients(w, hbm_byte_j.value, exponent)
     design, target = _design(w, hbm_byte_j.value, exponent)
-    names = ("flop_j", "byte_j", "busy_w")
-    active = [i for i, name in enumerate(names) if values[name] > 0]
-    errors = np.zeros(len(names))
+    active = [i for i, name in enumerate(CORE) if values[name] > 0]
+    errors = np.zeros(len(CORE))
     if active:
         # Columns differ by twelve orders of magnitude: scale them for the inverse, then back.
         norms = np.linalg.norm(design[:, active], axis=0)
         errors[active] = sm.OLS(target, design[:, active] / norms).fit().bse / norms
     fitted = {
         name: Estimate(value=values[name], stderr=float(e), unit=UNITS[name])
-        for name, e in zip(names, errors, strict=True)
+        for name, e in zip(CORE, errors, strict=True)
     }
     return {**fitted, "hbm_byte_j": hbm_byte_j}
 
@@ -203,7 +212,7 @@ def _design(w: Windows, hbm_byte_j: float, exponent: float) -> tuple[Array, Arra
     keep = usable(w)
     scale = (w.weight / w.gross_j)[keep]
     clock = (w.clock**exponent)[keep]
-    columns = np.stack([w.flop[keep], w.moved_bytes[keep], w.full_s[keep]], axis=1)
+    columns = np.stack([w.flop, w.weight_bytes, w.row_bytes, w.full_s], axis=1)[keep]
     target = w.work_j[keep] - hbm_byte_j * w.moved_bytes[keep]
     return columns * (clock * scale)[:, None], target * scale
 
@@ -213,7 +222,7 @@ def _coefficients(w: Windows, hbm_byte_j: float, exponent: float) -> dict[str, f
     norms = np.linalg.norm(design, axis=0)
     norms[norms == 0] = 1.0
     solution = nnls(design / norms, target)[0] / norms
-    named = dict(zip(("flop_j", "byte_j", "busy_w"), map(float, solution), strict=True))
+    named = dict(zip(CORE, map(float, solution), strict=True))
     return {**named, "hbm_byte_j": hbm_byte_j}
 
 
@@ -224,7 +233,7 @@ def energy_errors(w: Windows, c: Mapping[str, float], exponent: float) -> Array:
 
 
 def _predicted_j(w: Windows, c: Mapping[str, float], exponent: float) -> Array:
-    core = c["flop_j"] * w.flop + c["byte_j"] * w.moved_bytes + c["busy_w"] * w.full_s
+    core = core_energy_j(c, w.flop, w.weight_bytes, w.row_bytes, w.full_s)
     static_j = w.gross_j - w.work_j
     return static_j + core * w.clock**exponent + c["hbm_byte_j"] * w.moved_bytes
 
@@ -252,6 +261,16 @@ def _subset(w: Windows, mask: NDArray[np.bool_]) -> Windows:
     chosen[np.flatnonzero(w.chosen)[~mask]] = False
     arrays = {
         name: getattr(w, name)[mask]
-        for name in ("call_s", "full_s", "clocked", "clock", "duty", "gross_j", "work_j", "weight")
+        for name in (
+            "call_s",
+            "full_s",
+            "clocked_s",
+            "static_w",
+            "clock",
+            "duty",
+            "gross_j",
+            "work_j",
+            "weight",
+        )
     }
     return Windows(table=w.table, chosen=chosen, **arrays)

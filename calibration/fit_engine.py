@@ -20,21 +20,25 @@ from energymodel.power import StepLoad
 from energymodel.predict import THERMAL_ROUNDS, demand, with_engine
 from energymodel.profile import Estimate, Profile
 from energymodel.serving import Schedule, schedule_offline
-from energymodel.vllm_engine import EngineTime, engine_time, kv_capacity_tokens
+from energymodel.vllm_engine import EngineTime, engine_time, kv_capacity_tokens, launches
 
 Array = NDArray[np.float64]
 
-# Starting values (an idle engine is free) and units.
-START: Mapping[str, tuple[float, str]] = {
-    "step_s": (200e-6, "s"),
-    "sequence_s": (1e-6, "s"),
-    "launch_step_s": (1e-3, "s"),
-    "launch_layer_s": (300e-6, "s"),
-    "launch_experts_s": (800e-6, "s"),
-    "submit_s": (1e-3, "s"),
-    "submit_request_s": (50e-6, "s"),
-    "outside_w": (100.0, "W"),
+# Starting values (an idle engine is free) and units. The first group is read from the host's own
+# clock, the second is fitted on durations and energies of whole runs.
+HOST: Mapping[str, float] = {
+    "submit_s": 1e-3,
+    "submit_request_s": 60e-6,
+    "submit_token_s": 15e-9,
+    "launch_graph_layer_s": 100e-6,
+    "launch_layer_s": 300e-6,
+    "launch_experts_s": 500e-6,
+    "launch_shared_expert_s": 400e-6,
+    "launch_token_s": 40e-9,
 }
+DEVICE: Mapping[str, float] = {"step_s": 200e-6, "sequence_s": 1e-6, "outside_w": 100.0}
+# A first step that took this much longer than its launches waited for the GPU.
+WAITED = 1.5
 ROBUST_AT = 0.05
 PRIOR_WEIGHT = 0.05
 
@@ -60,7 +64,11 @@ class EngineFit:
 
 def initial_engine() -> dict[str, Estimate]:
     """Starting estimates of the engine's numbers."""
-    return {name: Estimate(value=v, stderr=0.0, unit=unit) for name, (v, unit) in START.items()}
+    return {n: _estimate(n, value, 0.0) for n, value in {**HOST, **DEVICE}.items()}
+
+
+def _estimate(name: str, value: float, stderr: float) -> Estimate:
+    return Estimate(value=value, stderr=stderr, unit="W" if name.endswith("_w") else "s")
 
 
 def prepare(runs: Sequence[tuple[Run, ModelSpec]], profile: Profile) -> list[Case]:
@@ -119,7 +127,7 @@ def _stack(cases: Sequence[Case]) -> Stack:
 def log_errors(stack: Stack, cases: Sequence[Case], profile: Profile) -> tuple[Array, Array]:
     """Log of measured over predicted (duration, energy) of each run; shape [n_runs]."""
     times = [
-        engine_time(c.model, c.run.deployment, c.schedule.steps, profile, c.run.workload.requests)
+        engine_time(c.model, c.run.deployment, c.schedule.steps, profile, c.run.workload)
         for c in cases
     ]
     engine = EngineTime(
@@ -147,24 +155,66 @@ def log_errors(stack: Stack, cases: Sequence[Case], profile: Profile) -> tuple[A
 
 
 def _fit(cases: Sequence[Case], profile: Profile) -> dict[str, Estimate]:
-    names = list(START)
-    start = np.log([START[name][0] for name in names])
+    """Host estimates from first steps, then device estimates from whole runs."""
+    host = fit_host(cases)
+    names = list(DEVICE)
+    start = np.log([DEVICE[name] for name in names])
     stack = _stack(cases)
 
     def residuals(log_values: Array) -> Array:
-        engine = {
-            name: Estimate(value=float(np.exp(x)), stderr=0.0, unit=START[name][1])
-            for name, x in zip(names, log_values, strict=True)
+        device = {
+            n: _estimate(n, float(np.exp(x)), 0.0) for n, x in zip(names, log_values, strict=True)
         }
-        errors = np.concatenate(log_errors(stack, cases, replace(profile, engine=engine)))
-        return np.concatenate([errors, PRIOR_WEIGHT * (log_values - start)])
+        errors = log_errors(stack, cases, replace(profile, engine={**host, **device}))
+        return np.concatenate([*errors, PRIOR_WEIGHT * (log_values - start)])
 
     solution = least_squares(
         residuals, start, loss="soft_l1", f_scale=ROBUST_AT, diff_step=1e-2, max_nfev=20
     )
     scale = 1.4826 * float(np.median(np.abs(solution.fun[: 2 * len(cases)])))
     relative = scale * np.sqrt(np.diag(np.linalg.pinv(solution.jac.T @ solution.jac)))
+    device = {
+        n: _estimate(n, float(np.exp(x)), float(np.exp(x) * e))
+        for n, x, e in zip(names, solution.x, relative, strict=True)
+    }
+    return {**host, **device}
+
+
+def fit_host(cases: Sequence[Case]) -> dict[str, Estimate]:
+    """What the host does before and during the first step, by least relative squares.
+
+    With asynchronous scheduling the first step returns once it has been launched, so its duration
+    is the time to take the requests in and to launch: a direct measurement of both.
+    """
+    rows, seconds = [], []
+    for case in cases:
+        first = case.run.extra.get("step_us")
+        if isinstance(first, list) and first:
+            one = launches(case.model, case.run.deployment, case.schedule.steps)
+            workload = case.run.workload
+            counts = (one.graph_layers, one.layers, one.experts, one.shared_experts, one.tokens)
+            rows.append(
+                [1.0, workload.requests, workload.input_tokens, *(float(c[0]) for c in counts)]
+            )
+            seconds.append(float(first[0]) * 1e-6)
+    if not rows:
+        return {n: _estimate(n, value, 0.0) for n, value in HOST.items()}
+    design, target = np.array(rows), np.array(seconds)
+    start = np.array(list(HOST.values()))
+    # Large models fill the launch queue, and the host waits for the GPU: those do not count.
+    launched = target < WAITED * (design @ start)
+    design, target = design[launched], target[launched]
+
+    def residuals(scaled: Array) -> Array:
+        error = design @ (scaled * start) / target - 1.0
+        return np.concatenate([error, PRIOR_WEIGHT * (scaled - 1.0)])
+
+    solution = least_squares(
+        residuals, np.ones_like(start), bounds=(0.0, np.inf), loss="soft_l1", f_scale=ROBUST_AT
+    )
+    spread = 1.4826 * float(np.median(np.abs(solution.fun[: len(target)])))
+    errors = spread * np.sqrt(np.diag(np.linalg.pinv(solution.jac.T @ solution.jac)))
     return {
-        name: Estimate(value=float(np.exp(x)), stderr=float(np.exp(x) * e), unit=START[name][1])
-        for name, x, e in zip(names, solution.x, relative, strict=True)
+        name: _estimate(name, float(x * s), float(e * s))
+        for name, x, e, s in zip(HOST, solution.x, errors, start, strict=True)
     }

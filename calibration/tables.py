@@ -29,7 +29,8 @@ class Table:
     observations: tuple[Observation, ...]
     shapes: dict[str, Floats]
     flop: Floats
-    moved_bytes: Floats
+    weight_bytes: Floats
+    row_bytes: Floats
     group: Floats
 
 
@@ -58,7 +59,8 @@ def table(kind: str, observations: Sequence[Observation]) -> Table:
         kind=kind,
         observations=chosen,
         flop=shapes.pop("flop"),
-        moved_bytes=shapes.pop("moved_bytes"),
+        weight_bytes=shapes.pop("weights"),
+        row_bytes=shapes.pop("rows"),
         group=shapes.pop("group"),
         shapes=shapes,
     )
@@ -72,7 +74,8 @@ def _gemm(_: str, s: Raw) -> dict[str, float]:
         "k": k,
         "weight_bytes": ELEMENT_BYTES * n * k,
         "flop": 2.0 * m * n * k,
-        "moved_bytes": ELEMENT_BYTES * (n * k + m * (n + k)),
+        "weights": ELEMENT_BYTES * n * k,
+        "rows": ELEMENT_BYTES * m * (n + k),
         "group": n * 1e6 + k,
     }
 
@@ -92,7 +95,8 @@ def _attention(_: str, s: Raw) -> dict[str, float]:
     kv_tokens = seqs * float(spec.chunk_kv_tokens(ones, before)[0])
     block_tokens = seqs * float(spec.decode_block_tokens(before, np.ones(1))[0])
     rows = seqs * tokens
-    moved = 2 * ELEMENT_BYTES * head_dim * (kv_tokens * kv_heads + rows * heads)
+    cached = 2 * ELEMENT_BYTES * head_dim * kv_tokens * kv_heads
+    row_bytes = 2 * ELEMENT_BYTES * head_dim * rows * heads
     return {
         "num_seqs": seqs,
         "tokens": rows,
@@ -102,9 +106,10 @@ def _attention(_: str, s: Raw) -> dict[str, float]:
         "kv_heads": kv_heads,
         "head_dim": head_dim,
         "block_tokens": block_tokens,
-        "bytes": moved,
+        "bytes": cached + row_bytes,
         "flop": 4.0 * heads * head_dim * pairs,
-        "moved_bytes": moved,
+        "weights": cached,
+        "rows": row_bytes,
         "group": ((heads * 1e3 + kv_heads) * 1e3 + head_dim) * 1e4 + s.get("window", 0),
     }
 
@@ -123,7 +128,8 @@ def _moe(_: str, s: Raw) -> dict[str, float]:
         "experts_touched": touched,
         "weight_element_bytes": ELEMENT_BYTES,
         "flop": 6.0 * n * top_k * hidden * inner,
-        "moved_bytes": touched * 3 * hidden * inner * ELEMENT_BYTES + n * row_bytes,
+        "weights": touched * 3 * hidden * inner * ELEMENT_BYTES,
+        "rows": n * row_bytes,
         "group": (hidden * 1e5 + inner) * 1e4 + experts,
     }
 
@@ -137,7 +143,7 @@ def _streaming(op: str, s: Raw) -> dict[str, float]:
     per_value = 10.0 if op == "sampling" else ELEMENT_BYTES * _TENSORS[op]
     moved = per_value * s["rows"] * s["width"]
     group = float(sum(map(ord, op)) * 1_000_000 + s["width"])
-    return {"bytes": moved, "flop": 0.0, "moved_bytes": moved, "group": group}
+    return {"bytes": moved, "flop": 0.0, "weights": 0.0, "rows": moved, "group": group}
 
 
 _BUILD: dict[str, Callable[[str, Raw], dict[str, float]]] = {

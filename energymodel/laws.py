@@ -1,7 +1,7 @@
 """Time laws of the operation kinds: seconds at full clock as smooth rooflines over shapes.
 
 Each law is a pure function of shape arrays and named parameters and returns the time of one call
-and the share of it that scales with the SM clock. The same functions are fitted by
+and the part of it that the SM clock does not touch. The same functions are fitted by
 ``calibration.fit`` and evaluated by ``timing``. What a law leaves over is smooth in shape and is
 interpolated from the calibration points (``kriging``).
 
@@ -26,10 +26,10 @@ SM_COUNT = 132.0
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """Seconds of one call at full clock, and the share of them that scales with the SM clock."""
+    """Seconds of one call at full clock, and the part of them that the SM clock does not touch."""
 
     seconds: Floats
-    clocked: Floats
+    memory_s: Floats
 
 
 def smooth_max(a: Floats, b: Floats, sharpness: float) -> Floats:
@@ -60,7 +60,7 @@ def gemm(s: Shapes, p: Parameters) -> Timed:
     compute = 2.0 * m * n * k / p["flop_per_s"]
     compute *= (1.0 + p["fill_k"] / k) * (1.0 + p["fill_tiles"] / tiles)
     seconds = p["launch_s"] + p["reduce_s"] * k + smooth_max(memory, compute, p["sharpness"])
-    return Timed(seconds, _share(compute, memory, p["sharpness"]))
+    return Timed(seconds, seconds * _share(memory, compute, p["sharpness"]))
 
 
 def decode_attention(s: Shapes, p: Parameters) -> Timed:
@@ -82,7 +82,8 @@ def decode_attention(s: Shapes, p: Parameters) -> Timed:
     stream = moved / rate + p["block_share"] * per_block
     combine = p["combine_s"] * (1.0 - np.exp(-(splits - 1.0) / 4.0))
     seconds = p["launch_s"] + combine + smooth_max(per_block, stream, p["sharpness"])
-    return Timed(seconds, _share(per_block, stream, p["sharpness"]))
+    # What a stream at the full rate of the memory would take; the rest waits for the SMs.
+    return Timed(seconds, np.minimum(moved / p["bytes_per_s"], seconds))
 
 
 def prefill_attention(s: Shapes, p: Parameters) -> Timed:
@@ -107,7 +108,7 @@ def prefill_attention(s: Shapes, p: Parameters) -> Timed:
     compute = smooth_max(wide, p["block_s"] + walk, p["sharpness"])
     memory = s["bytes"] / p["bytes_per_s"]
     seconds = p["launch_s"] + smooth_max(compute, memory, 3.0)
-    return Timed(seconds, _share(compute, memory, 3.0))
+    return Timed(seconds, seconds * _share(memory, compute, 3.0))
 
 
 def moe(s: Shapes, p: Parameters) -> Timed:
@@ -141,7 +142,7 @@ def moe(s: Shapes, p: Parameters) -> Timed:
         share = np.where(better, clocked / total, share)
     joined = 2.0 * rows * (p["hidden_passes"] * hidden + p["inner_passes"] * inner)
     extra = p["launch_s"] + p["expert_s"] * touched + joined / p["bytes_per_s"]
-    return Timed(extra + best, share * best / (extra + best))
+    return Timed(extra + best, extra + best * (1.0 - share))
 
 
 def streaming(s: Shapes, p: Parameters) -> Timed:
@@ -151,7 +152,7 @@ def streaming(s: Shapes, p: Parameters) -> Timed:
     # Between half the cache and twice it, the rate goes over from one to the other.
     spill = 1.0 / (1.0 + (p["cache_bytes"] / np.maximum(s["bytes"], 1.0)) ** 2)
     seconds = p["launch_s"] + spill * memory + (1.0 - spill) * cached
-    return Timed(seconds, np.zeros_like(seconds))
+    return Timed(seconds, seconds)
 
 
 LAWS: Mapping[str, Callable[[Shapes, Parameters], Timed]] = {

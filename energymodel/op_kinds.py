@@ -19,7 +19,8 @@ class Op:
     """One kind of call in a step; ``count`` identical ones. Arrays have shape [n_steps].
 
     ``kind`` says which timing law holds, ``component`` to what the energy is attributed, ``dtype``
-    in what the arithmetic runs. ``flop`` and ``hbm_bytes`` are of one call. ``shape`` by kind:
+    in what the arithmetic runs. ``flop`` and ``hbm_bytes`` are of one call; ``weight_bytes`` is the
+    part of ``hbm_bytes`` that are weights or cached keys and values. ``shape`` by kind:
 
     - gemm: ``m`` rows, ``n`` outputs, ``k`` inputs, ``weight_element_bytes``
     - moe: ``tokens``, ``hidden_size``, ``intermediate_size``, ``num_experts``, ``top_k``,
@@ -39,6 +40,7 @@ class Op:
     count: int
     flop: Floats
     hbm_bytes: Floats
+    weight_bytes: Floats
     shape: Shape
 
 
@@ -83,6 +85,7 @@ def linear(
         count=count,
         flop=2.0 * n * k * m,
         hbm_bytes=np.where(m > 0, weights, 0.0) + m * row_bytes,
+        weight_bytes=np.where(m > 0, weights, 0.0),
         shape={"m": m, "n": float(n), "k": float(k), "weight_element_bytes": DTYPE_BYTES[dtype]},
     )
     if dtype != "fp8":
@@ -137,5 +140,6 @@ def elementwise(
         count=count,
         flop=np.zeros_like(m),
         hbm_bytes=hbm_bytes,
+        weight_bytes=np.zeros_like(m),
         shape={"rows": m, "width": float(width), "bytes": hbm_bytes},
     )

@@ -177,6 +177,7 @@ def _prefill_attention(ctx: Context, a: SoftmaxAttention, count: int) -> Op:
         count=count,
         flop=a.flop(pairs),
         hbm_bytes=_attention_bytes(ctx, a, tokens, kv_tokens),
+        weight_bytes=kv_tokens * a.kv_bytes_per_token(ctx.kv_element_bytes),
         shape=shape,
     )
 
@@ -196,6 +197,7 @@ def _decode_attention(ctx: Context, a: SoftmaxAttention, count: int) -> Op:
         count=count,
         flop=a.flop(kv_tokens),
         hbm_bytes=_attention_bytes(ctx, a, num_seqs, kv_tokens),
+        weight_bytes=kv_tokens * a.kv_bytes_per_token(ctx.kv_element_bytes),
         shape=_attention_shape(ctx, a, kv_tokens)
         | {"num_seqs": num_seqs, "block_tokens": block_tokens},
     )
@@ -299,6 +301,7 @@ def _fused_experts(ctx: Context, moe: Moe, count: int, dtype: str) -> Op:
         count=count,
         flop=2.0 * matrices * top_k * n,
         hbm_bytes=touched * weights + n * row_bytes,
+        weight_bytes=touched * weights,
         shape={
             "tokens": n,
             "hidden_size": float(h),

@@ -13,12 +13,13 @@ spend in the memory itself. The firmware lowers x until E(x) / t(x) meets the li
 are summed first and throttled afterwards: the limit acts on the mix, not on one operation.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
-from energymodel.profile import OperationProfile, PowerProfile
+from energymodel.profile import PowerProfile
 from energymodel.steps import Floats
 
 W = TypeVar("W", float, Floats)
@@ -39,15 +40,19 @@ class StepLoad:
     hbm_j: Floats
 
 
-def core_energy_j(p: OperationProfile, flop: Floats, moved_bytes: Floats, busy_s: Floats) -> Floats:
-    """Energy in SMs and caches of one call at full clock, above static power."""
-    e = {name: estimate.value for name, estimate in p.energy.items()}
-    return e["flop_j"] * flop + e["byte_j"] * moved_bytes + e["busy_w"] * busy_s
+def core_energy_j(
+    energy: Mapping[str, float],
+    flop: Floats,
+    weight_bytes: Floats,
+    row_bytes: Floats,
+    busy_s: Floats,
+) -> Floats:
+    """Energy in SMs and caches of one call at full clock, above static power.
 
-
-def hbm_energy_j(p: OperationProfile, moved_bytes: Floats) -> Floats:
-    """Energy of one call in the memory itself, above its idle power."""
-    return p.energy["hbm_byte_j"].value * moved_bytes
+    ``weight_bytes`` are weights and cached keys and values, ``row_bytes`` activations.
+    """
+    streamed = energy["weight_byte_j"] * weight_bytes + energy["row_byte_j"] * row_bytes
+    return energy["flop_j"] * flop + streamed + energy["busy_w"] * busy_s
 
 
 def mean_power_w(

@@ -64,7 +64,7 @@ def predict(
     check(deployment, profile)
     capacity = kv_capacity_tokens(model, deployment, profile.gpu)
     schedule = schedule_offline(workload, deployment, capacity)
-    costs = step_costs(model, deployment, schedule, profile, workload.requests)
+    costs = step_costs(model, deployment, workload, schedule, profile)
     return _prediction(model, deployment, workload, profile, schedule, costs)
 
 
@@ -116,9 +116,12 @@ def demand(model: ModelSpec, deployment: Deployment, steps: Steps, profile: Prof
     times = op_times(ops, profile, lambda rows: padded(rows, deployment))
     core, hbm = [], []
     for op, time in zip(ops, times, strict=True):
-        p = profile.operations[op.kind]
-        core.append(op.count * power.core_energy_j(p, op.flop, op.hbm_bytes, time.seconds))
-        hbm.append(op.count * power.hbm_energy_j(p, op.hbm_bytes))
+        estimates = profile.operations[op.kind].energy
+        energy = {name: estimate.value for name, estimate in estimates.items()}
+        rows = op.hbm_bytes - op.weight_bytes
+        core_j = power.core_energy_j(energy, op.flop, op.weight_bytes, rows, time.seconds)
+        core.append(op.count * core_j)
+        hbm.append(op.count * energy["hbm_byte_j"] * op.hbm_bytes)
     return Demand(ops=ops, times=times, core_j=core, hbm_j=hbm)
 
 
@@ -141,14 +144,14 @@ def with_engine(load: StepLoad, engine: EngineTime, outside_w: float) -> tuple[S
 def step_costs(
     model: ModelSpec,
     deployment: Deployment,
+    workload: Workload,
     schedule: Schedule,
     profile: Profile,
-    requests: float,
 ) -> StepCosts:
     """Time and energy of every step and of every operation in it."""
     steps = schedule.steps
     wanted = demand(model, deployment, steps, profile)
-    engine = engine_time(model, deployment, steps, profile, requests)
+    engine = engine_time(model, deployment, steps, profile, workload)
     outside_w = profile.engine["outside_w"].value
     load, waiting_s = with_engine(wanted.load(), engine, outside_w)
     clock, static_w = settle(load, steps.weight, deployment, profile)

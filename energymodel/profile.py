@@ -54,9 +54,10 @@ class OperationProfile:
     """Time and energy of one kind of operation.
 
     ``law`` are the parameters of ``laws.LAWS[kind]``; ``clock_share`` says how much of the
-    clocked time really stretches when the SM clock falls (1: like 1/f). ``energy``: ``flop_j``
-    and ``byte_j`` per FLOP and byte through the SMs and caches, ``busy_w`` while the operation
-    runs, ``hbm_byte_j`` per byte in the memory itself, which the SM clock does not touch.
+    clocked time really stretches when the SM clock falls (1: like 1/f). ``energy``: ``flop_j`` per
+    FLOP, ``weight_byte_j`` and ``row_byte_j`` per byte of weights (or cached keys and values) and
+    of activations through SMs and caches, ``busy_w`` while the operation runs, ``hbm_byte_j`` per
+    byte in the memory itself, which the SM clock does not touch.
     ``domain`` bounds the calibrated shapes; ``time_error`` and ``energy_error`` are median
     absolute relative errors on shapes held out of the fit.
     """

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from energymodel import laws
-from energymodel.laws import Shapes
+from energymodel.laws import Shapes, Timed
 from energymodel.ops import Op
 from energymodel.profile import OperationProfile, Profile
 from energymodel.steps import Floats
@@ -64,8 +64,20 @@ def _evaluate(kind: str, shapes: Shapes, calibrated: OperationProfile) -> tuple[
     seconds = timed.seconds
     if calibrated.residual is not None:
         seconds = seconds * np.exp(_residual(kind, one, calibrated))
-    clocked = seconds * timed.clocked * calibrated.clock_share.value
+    waiting = clocked_seconds(kind, timed, seconds) * calibrated.clock_share.value
+    clocked = np.minimum(waiting, seconds)
     return seconds[inverse], clocked[inverse]
+
+
+def clocked_seconds(kind: str, timed: Timed, seconds: Floats) -> Floats:
+    """Part of ``seconds`` (law times residual) that waits for the SMs.
+
+    The memory part of a decode attention is a stream at full rate, whatever the residual says;
+    elsewhere it is a share of the time.
+    """
+    if kind == "decode_attention":
+        return np.maximum(seconds - timed.memory_s, 0.0)
+    return seconds * (1.0 - timed.memory_s / timed.seconds)
 
 
 def _residual(kind: str, shapes: Mapping[str, Floats], calibrated: OperationProfile) -> Floats:

@@ -2,11 +2,13 @@
 
 Facts of vLLM 0.24 with its default compilation: steps of up to ``largest_graph`` tokens replay
 CUDA graphs captured at fixed sizes and are padded to the next one; larger steps are launched
-kernel by kernel from Python, and take the longer of the GPU's time and the host's. The host works
-ahead of the GPU (asynchronous scheduling), so its time is hidden otherwise. The times themselves
-are measured and come from the profile's ``engine`` estimates.
+kernel by kernel from Python. Steps that hold prompt chunks replay one graph a layer with attention
+launched in between; pure decode steps replay a single graph, whose launch is not noticed. A step
+takes the longer of the GPU's time and the host's, which works ahead of the GPU (asynchronous
+scheduling). The times themselves are measured and come from the profile's ``engine`` estimates.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +16,10 @@ import numpy as np
 from energymodel.deployment import Deployment
 from energymodel.errors import InputError
 from energymodel.hardware import GpuSpec
-from energymodel.model import DTYPE_BYTES, Mlp, ModelSpec
+from energymodel.model import DTYPE_BYTES, Mlp, ModelSpec, Moe
 from energymodel.profile import Profile
 from energymodel.steps import Floats, Steps
+from energymodel.workload import Workload
 
 # Memory outside torch's allocator (context, NCCL, cuBLAS workspaces), as vLLM reports it at start.
 NON_TORCH_BYTES = 1.0e9
@@ -26,13 +29,34 @@ NON_TORCH_BYTES = 1.0e9
 class EngineTime:
     """Per step, shape [n_steps]: GPU seconds outside the layers, and the host's launch seconds.
 
-    ``launch_s`` is 0 for steps that replay a graph. ``submit_s`` passes once, before the first
-    step, while requests are taken in and the GPU has nothing to do.
+    ``submit_s`` passes once, before the first step, while requests are taken in and the GPU has
+    nothing to do.
     """
 
     outside_s: Floats
     launch_s: Floats
     submit_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launches:
+    """How often each piece of host work is done, per step [n_steps]; the profile times them."""
+
+    graph_layers: Floats
+    layers: Floats
+    experts: Floats
+    shared_experts: Floats
+    tokens: Floats
+
+    def seconds(self, engine: Mapping[str, float]) -> Floats:
+        """Host seconds to launch each step."""
+        return (
+            engine["launch_graph_layer_s"] * self.graph_layers
+            + engine["launch_layer_s"] * self.layers
+            + engine["launch_experts_s"] * self.experts
+            + engine["launch_shared_expert_s"] * self.shared_experts
+            + engine["launch_token_s"] * self.tokens
+        )
 
 
 def largest_graph(deployment: Deployment) -> int:
@@ -47,22 +71,41 @@ def padded(tokens: Floats, deployment: Deployment) -> Floats:
     return np.where(tokens <= largest_graph(deployment), captured, tokens)
 
 
+def launches(model: ModelSpec, deployment: Deployment, steps: Steps) -> Launches:
+    """Host work of each step: none for pure decode steps within the captured sizes."""
+    decodes = steps.sum_decodes(np.ones_like(steps.decodes.context))
+    prompt = steps.sum_chunks(steps.chunks.tokens)
+    eager = prompt + decodes > largest_graph(deployment)
+    blocks = [layer.feed_forward for layer in model.layers]
+    moes = [block for block in blocks if isinstance(block, Moe)]
+    shared = sum(block.shared_expert is not None for block in moes)
+    return Launches(
+        graph_layers=np.where(~eager & (prompt > 0), float(len(blocks)), 0.0),
+        layers=np.where(eager, float(len(blocks)), 0.0),
+        experts=np.where(eager, float(len(moes)), 0.0),
+        shared_experts=np.where(eager, float(shared), 0.0),
+        tokens=np.where(eager | (prompt > 0), prompt + decodes, 0.0),
+    )
+
+
 def engine_time(
-    model: ModelSpec, deployment: Deployment, steps: Steps, profile: Profile, requests: float
+    model: ModelSpec, deployment: Deployment, steps: Steps, profile: Profile, workload: Workload
 ) -> EngineTime:
     """Time that the engine adds to each step and to the run."""
-    e = {name: estimate.value for name, estimate in profile.engine.items()}
+    engine = {name: estimate.value for name, estimate in profile.engine.items()}
     decodes = steps.sum_decodes(np.ones_like(steps.decodes.context))
     seqs = steps.sum_chunks(np.ones_like(steps.chunks.tokens)) + decodes
-    tokens = steps.sum_chunks(steps.chunks.tokens) + decodes
-    experts = sum(not isinstance(layer.feed_forward, Mlp) for layer in model.layers)
-    launch_s = e["launch_layer_s"] * len(model.layers) + e["launch_experts_s"] * experts
-    eager = tokens > largest_graph(deployment)
     return EngineTime(
-        outside_s=e["step_s"] + e["sequence_s"] * seqs,
-        launch_s=np.where(eager, e["launch_step_s"] + launch_s, 0.0),
-        submit_s=e["submit_s"] + e["submit_request_s"] * requests,
+        outside_s=engine["step_s"] + engine["sequence_s"] * seqs,
+        launch_s=launches(model, deployment, steps).seconds(engine),
+        submit_s=submit_seconds(workload, engine),
     )
+
+
+def submit_seconds(workload: Workload, engine: Mapping[str, float]) -> float:
+    """Time to take in all requests of an offline run, before the first step."""
+    requests = engine["submit_request_s"] * workload.requests
+    return engine["submit_s"] + requests + engine["submit_token_s"] * workload.input_tokens
 
 
 def kv_capacity_tokens(model: ModelSpec, deployment: Deployment, gpu: GpuSpec) -> int:
@@ -99,10 +142,9 @@ def _activation_bytes(model: ModelSpec, deployment: Deployment) -> float:
     return deployment.max_num_batched_tokens * per_token + logits
 
 
-def _block_width(block: object, hidden_size: int) -> int:
+def _block_width(block: Mlp | Moe, hidden_size: int) -> int:
     """Values per token that a feed-forward block holds at once."""
     if isinstance(block, Mlp):
         return block.up_size + block.intermediate_size
-    inner: int = block.moe_intermediate_size  # type: ignore[attr-defined]
-    chosen: int = block.num_experts_per_tok  # type: ignore[attr-defined]
-    return chosen * (2 * inner + max(inner, hidden_size))
+    inner = block.moe_intermediate_size
+    return block.num_experts_per_tok * (2 * inner + max(inner, hidden_size))

@@ -1,0 +1,109 @@
+"""Times of operations: per call, per step, at full clock."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from step_builders import decode, prefill, steps_of
+
+from energymodel import profile as profiles
+from energymodel import timing
+from energymodel.deployment import Deployment
+from energymodel.find_model import find_model
+from energymodel.model import ModelSpec
+from energymodel.ops import Op, lower
+from energymodel.profile import Profile
+from energymodel.steps import Floats, Steps
+from energymodel.timing import OpTime, op_times
+
+PROFILE = profiles.load("h200")
+MODELS = {name: find_model(name)[0] for name in ("Qwen3-8B", "Qwen3-30B-A3B", "gemma-2-9b-it")}
+
+
+def unpadded(rows: Floats) -> Floats:
+    return rows
+
+
+def times(model: ModelSpec, steps: Steps, profile: Profile = PROFILE) -> list[tuple[Op, OpTime]]:
+    ops = lower(model, Deployment(), steps)
+    return list(zip(ops, op_times(ops, profile, unpadded), strict=True))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@settings(max_examples=15)
+@given(
+    chunk=st.tuples(st.integers(1, 16384), st.integers(0, 30_000), st.integers(1, 4)),
+    decoding=st.tuples(st.integers(0, 100_000), st.integers(1, 1024)),
+)
+def test_every_time_is_a_time(
+    name: str, chunk: tuple[int, int, int], decoding: tuple[int, int]
+) -> None:
+    one_chunk, one_decode = [(*chunk, 1)], [decoding]
+    steps = steps_of((one_chunk, []), ([], one_decode), (one_chunk, one_decode))
+    for op, time in times(MODELS[name], steps):
+        assert np.isfinite(time.seconds).all(), op.name
+        assert (time.seconds[op.hbm_bytes > 0] > 1e-7).all(), op.name
+        assert (time.seconds < 100).all(), op.name
+        # What stretches with the clock is a part of the whole.
+        assert (time.clocked >= 0).all(), op.name
+        assert (time.clocked <= time.seconds * (1 + 1e-9)).all(), op.name
+
+
+def test_what_does_not_happen_takes_no_time() -> None:
+    by_name = {op.name: time for op, time in times(MODELS["Qwen3-8B"], decode(100, count=4))}
+    assert by_name["attention_prefill"].seconds == [0.0]
+    assert by_name["attention_prefill"].clocked == [0.0]
+    by_name = {op.name: time for op, time in times(MODELS["Qwen3-8B"], prefill(100, last=0))}
+    assert by_name["attention_decode"].seconds == [0.0]
+    assert by_name["lm_head"].seconds == [0.0]
+
+
+def test_steps_do_not_touch_each_other() -> None:
+    rows = [
+        ([(700, 0, 1, 1)], [(500.0, 3)]),
+        ([], [(33.0, 17), (2000.0, 1)]),
+        ([(16, 4096, 2, 0)], []),
+    ]
+    together = times(MODELS["Qwen3-30B-A3B"], steps_of(*rows))
+    for i, row in enumerate(rows):
+        alone = times(MODELS["Qwen3-30B-A3B"], steps_of(row))
+        for (op, many), (_, one) in zip(together, alone, strict=True):
+            assert many.seconds[i] == pytest.approx(one.seconds[0], rel=1e-9), op.name
+            assert many.clocked[i] == pytest.approx(one.clocked[0], rel=1e-9), op.name
+
+
+def test_many_shapes_are_interpolated_closely(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODELS["Qwen3-8B"]
+    steps = steps_of(*(([(tokens, 0, 1, 1)], []) for tokens in range(1, 4000, 7)))
+    coarse = times(model, steps)
+    monkeypatch.setattr(timing, "MAX_DISTINCT", 10**6)
+    for (op, fast), (_, exact) in zip(coarse, times(model, steps), strict=True):
+        assert fast.seconds == pytest.approx(exact.seconds, rel=0.02), op.name
+
+
+def test_rows_are_padded_for_products_only() -> None:
+    model = MODELS["Qwen3-8B"]
+    ops = lower(model, Deployment(), decode(1000, count=5))
+    plain = op_times(ops, PROFILE, unpadded)
+    padded = op_times(ops, PROFILE, lambda rows: np.full_like(rows, 512.0))
+    for op, before, after in zip(ops, plain, padded, strict=True):
+        if op.kind == "gemm":
+            assert after.seconds > before.seconds, op.name
+        else:
+            assert after.seconds == before.seconds, op.name
+
+
+def test_the_residual_multiplies_the_law() -> None:
+    gemm = PROFILE.operations["gemm"]
+    assert gemm.residual is not None
+    shift = replace(gemm.residual, weights=tuple(0.0 for _ in gemm.residual.weights))
+    bare = replace(gemm, residual=None)
+    model, steps = MODELS["Qwen3-8B"], prefill(100)
+    with_zero, without = (
+        times(model, steps, replace(PROFILE, operations={**PROFILE.operations, "gemm": p}))
+        for p in (replace(gemm, residual=shift), bare)
+    )
+    for (op, zero), (_, none) in zip(with_zero, without, strict=True):
+        assert zero.seconds == pytest.approx(none.seconds, rel=1e-12), op.name
