@@ -1,0 +1,66 @@
+"""docs/formats.md names every field that the schemas have, and its examples are valid."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from calibration.observations import Observation
+from energymodel import io
+from energymodel.profile import Profile, load
+
+ROOT = Path(__file__).resolve().parent.parent
+SECTIONS = dict(
+    re.findall(
+        r"^## (\S+):.*?\n(.*?)(?=^## |\Z)",
+        (ROOT / "docs" / "formats.md").read_text(encoding="utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
+)
+
+
+def _schema_fields(schema: dict[str, Any]) -> set[str]:
+    return {name for part in schema["$defs"].values() for name in part.get("properties", {})}
+
+
+def _documented(section: str) -> set[str]:
+    rows = [line for line in SECTIONS[section].splitlines() if line.startswith("|")]
+    return set(re.findall(r"`([a-z0-9_]+)`", " ".join(rows)))
+
+
+def _example(section: str) -> Any:
+    found = re.search(r"```json\n(.*?)```", SECTIONS[section], re.DOTALL)
+    assert found is not None
+    return io.parse_json(found[1], section)
+
+
+@pytest.mark.parametrize(
+    ("section", "fields"),
+    [
+        ("bins.json", _schema_fields(io.schema("workload"))),
+        ("runs.jsonl", _schema_fields(io.schema("runs")) - _schema_fields(io.schema("workload"))),
+        ("observations.jsonl", {f.name for f in dataclasses.fields(Observation)}),
+        ("profile.json", _schema_fields(msgspec.json.schema(Profile))),
+    ],
+)
+def test_every_field_is_described(section: str, fields: set[str]) -> None:
+    assert fields - _documented(section) == set()
+
+
+def test_shipped_names_are_described() -> None:
+    profile = load("h200")
+    energies = {name for kind in profile.operations.values() for name in kind.energy}
+    assert {*profile.operations, *energies} - _documented("profile.json") == set()
+
+
+def test_examples_are_valid(tmp_path: Path) -> None:
+    for section, read in (("bins.json", io.read_workload), ("runs.jsonl", io.read_runs)):
+        path = tmp_path / section
+        path.write_text(json.dumps(_example(section)), encoding="utf-8")
+        assert read(path)
+    assert io.convert(_example("observations.jsonl"), Observation, "example").op == "attention"
+    assert _example("profile.json").keys() == {f.name for f in dataclasses.fields(Profile)}
