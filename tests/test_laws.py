@@ -34,7 +34,7 @@ def gemm(m: object, n: object, k: object) -> dict[str, np.ndarray]:
     return s | {"weight_bytes": 2.0 * s["n"] * s["k"]}
 
 
-def attention(
+def attention(  # noqa: PLR0917 (a shape is read in order)
     num_seqs: object, tokens: object, context: object, heads: int, kv_heads: int, head_dim: int
 ) -> dict[str, np.ndarray]:
     """``num_seqs`` sequences of ``tokens`` queries each after ``context`` cached keys."""

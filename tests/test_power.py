@@ -7,12 +7,11 @@ from energymodel.power import (
     MIN_RELATIVE_CLOCK,
     StepLoad,
     core_energy_j,
-    hbm_energy_j,
     limited_clock,
     mean_power_w,
     static_power_w,
 )
-from energymodel.profile import Estimate, OperationProfile, PowerProfile
+from energymodel.profile import Estimate, PowerProfile
 
 STATIC_W = 120.0
 
@@ -163,19 +162,11 @@ def estimate(value: float) -> Estimate:
 
 
 def test_energy_of_a_call_by_hand() -> None:
-    named = {"flop_j": 1e-12, "byte_j": 5e-11, "busy_w": 80.0, "hbm_byte_j": 2e-11}
-    profile = OperationProfile(
-        law={},
-        clock_share=estimate(1.0),
-        energy={name: estimate(value) for name, value in named.items()},
-        domain={},
-        time_error=0.0,
-        energy_error=0.0,
-    )
-    flop, moved, seconds = np.array([2e12]), np.array([1e9]), np.array([3e-3])
-    # 2 J for the arithmetic, 50 mJ for the bytes inside, 0.24 J for being busy; 20 mJ in the HBM.
-    assert core_energy_j(profile, flop, moved, seconds) == pytest.approx([2.29])
-    assert hbm_energy_j(profile, moved) == pytest.approx([0.02])
+    energy = {"flop_j": 1e-12, "weight_byte_j": 5e-11, "row_byte_j": 7e-11, "busy_w": 80.0}
+    flop, weights, rows = np.array([2e12]), np.array([1e9]), np.array([2e9])
+    # 2 J for the arithmetic, 50 mJ for weights, 140 mJ for activations, 0.24 J for being busy.
+    joules = core_energy_j(energy, flop, weights, rows, np.array([3e-3]))
+    assert joules == pytest.approx([2.43])
 
 
 def test_static_power_follows_the_temperature() -> None:

@@ -1,0 +1,209 @@
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from energymodel import hardware, io, laws
+from energymodel import profile as profiles
+from energymodel.errors import InputError, WorkError
+from energymodel.profile import Estimate, Profile
+
+SHIPPED = [profiles.load(name) for name in profiles.available()]
+names = pytest.mark.parametrize("profile", SHIPPED, ids=lambda p: p.name)
+
+
+def estimates(value: object) -> Iterator[Estimate]:
+    """Every estimate inside ``value``."""
+    if isinstance(value, Estimate):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from estimates(inner)
+    elif hasattr(value, "__dataclass_fields__"):
+        for field in value.__dataclass_fields__:
+            yield from estimates(getattr(value, field))
+
+
+@names
+def test_a_shipped_profile_is_complete(profile: Profile) -> None:
+    assert profile.gpu == hardware.load(profile.name)
+    assert set(profile.operations) == set(laws.LAWS)
+    assert profile.kind == "measured"
+    assert {"boards", "driver", "observations"} <= set(profile.provenance)
+    for regime in ("dense", "moe"):
+        assert 0 < profile.accuracy.energy_quantile[regime] < 1
+        assert 0 < profile.accuracy.duration_quantile[regime] < 1
+
+
+@names
+def test_shipped_numbers_are_physical(profile: Profile) -> None:
+    found = list(estimates(profile))
+    assert len(found) > 30
+    for estimate in found:
+        assert np.isfinite([estimate.value, estimate.stderr]).all()
+        assert estimate.stderr >= 0
+        assert estimate.unit
+    for operation in profile.operations.values():
+        assert all(e.value >= 0 for e in operation.energy.values())
+        assert all(e.value > 0 for e in operation.law.values())
+        assert 0 <= operation.clock_share.value < 3
+        assert 0 <= operation.time_error < 1
+        assert all(0 < low <= high for low, high in operation.domain.values())
+    gpu = profile.gpu
+    assert (
+        profile.operations["gemm"].law["flop_per_s"].value <= 1.1 * gpu.peak_flop_per_s["bfloat16"]
+    )
+    for kind in ("gemm", "decode_attention", "moe"):
+        assert profile.operations[kind].law["bytes_per_s"].value <= gpu.hbm_bytes_per_s
+    assert 0.9 < profile.power.limit_share.value <= 1.02
+
+
+@names
+def test_json_gives_a_profile_back(profile: Profile, tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(io.dumps(profile), encoding="utf-8")
+    assert profiles.load(profile.gpu.name, path) == profile
+    assert profiles.load(None, path) == profile
+
+
+@names
+def test_a_residual_is_unpacked_as_it_was_stored(profile: Profile) -> None:
+    stored = profile.operations["gemm"].residual
+    assert stored is not None
+    kriging = stored.unpack()
+    assert kriging.points.shape == (len(stored.weights), len(stored.length_scales))
+    # Where the calibration has points, what the law leaves over is a correction, not a model.
+    residual = kriging.mean(kriging.points * kriging.length_scales)
+    assert np.abs(residual).max() < 1.0
+    assert np.median(np.abs(residual)) < 0.1
+
+
+# --- choosing -------------------------------------------------------------------------------------
+
+
+def test_case_does_not_matter() -> None:
+    assert profiles.load("H200") is profiles.load("h200")
+
+
+@pytest.mark.parametrize("gpu", ["b9000", "", "../h200", "h200.json"])
+def test_an_unknown_gpu_lists_the_profiles(gpu: str) -> None:
+    with pytest.raises(InputError, match=f"'{gpu}' is unknown; profiles exist for: .*h200"):
+        profiles.load(gpu)
+
+
+def test_a_known_gpu_without_a_profile_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "available", lambda: ("h200", "x100"))
+    with pytest.raises(InputError, match=r"'x100' has no profile; profiles exist for: .*h200"):
+        profiles.load("x100")
+
+
+def test_no_name_at_all() -> None:
+    with pytest.raises(InputError, match=r"--gpu .* --profile"):
+        profiles.load(None)
+
+
+def test_a_profile_of_another_gpu_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(io.dumps(SHIPPED[0]), encoding="utf-8")
+    with pytest.raises(InputError, match="gpu is 'h200', but --gpu says 'x100'"):
+        profiles.load("x100", path)
+
+
+# --- hostile files --------------------------------------------------------------------------------
+
+Plain = dict[str, Any]
+
+
+def without(*keys: str) -> Callable[[Plain], None]:
+    def change(plain: Plain) -> None:
+        for key in keys[:-1]:
+            plain = plain[key]
+        del plain[keys[-1]]
+
+    return change
+
+
+def with_value(value: object, *keys: str) -> Callable[[Plain], None]:
+    def change(plain: Plain) -> None:
+        for key in keys[:-1]:
+            plain = plain[key]
+        plain[keys[-1]] = value
+
+    return change
+
+
+UNNAMED = pytest.mark.xfail(reason="fields of dataclasses are not named in messages yet")
+HOSTILE = {
+    "no power": (without("power"), "power is missing"),
+    "no coefficient": (without("power", "exponent"), "power.exponent is missing"),
+    "no standard error": (without("power", "exponent", "stderr"), "stderr is missing"),
+    "a word": (with_value("fast", "power", "exponent", "value"), "power.exponent.value must be"),
+    "true": (with_value(True, "power", "exponent", "value"), "power.exponent.value must be"),
+    "null": (with_value(None, "gpu"), "gpu must be an object"),
+    "list": (with_value([], "operations"), "operations must be an object"),
+    "another version": (with_value(2, "schema_version"), "schema_version must be 1"),
+    "an invented kind": (with_value("guessed", "kind"), "kind must be"),
+    "domain of three": (
+        with_value([1, 2, 3], "operations", "gemm", "domain", "m"),
+        "p.json",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=UNNAMED)
+        if name in ("no power", "no coefficient", "no standard error", "domain of three")
+        else name
+        for name in HOSTILE
+    ],
+)
+def test_a_broken_profile_is_refused_by_its_field(name: str, tmp_path: Path) -> None:
+    change, message = HOSTILE[name]
+    plain = json.loads(io.dumps(SHIPPED[0]))
+    change(plain)
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(plain), encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        profiles.load("h200", path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must be JSON"),
+        ("[]", "must be an object"),
+        ("{", "must be JSON"),
+        ('{"schema_version": NaN}', "NaN is not a number"),
+        ('{"schema_version": 1e999}', "too large"),
+        ('{"a": 1, "a": 2}', "appears twice"),
+        ("[" * 100_000, "nested less deeply"),
+    ],
+)
+def test_no_profile_at_all(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        profiles.load("h200", path)
+
+
+def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    with path.open("wb") as file:
+        file.truncate(io.MAX_FILE_BYTES + 1)
+    with pytest.raises(InputError, match="must be at most"):
+        profiles.load("h200", path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.json cannot be read"):
+        profiles.load("h200", tmp_path / "nowhere.json")
+
+
+def test_a_number_that_is_none_is_never_written() -> None:
+    with pytest.raises(WorkError, match="not finite"):
+        io.dumps(Estimate(value=float("nan"), stderr=0.0, unit="W"))
