@@ -34,7 +34,6 @@ from energymodel.find_model import find_model
 from energymodel.io import Run, read_runs
 from energymodel.kriging import Kriging
 from energymodel.model import ModelSpec
-from energymodel.predict import regime
 from energymodel.profile import (
     Accuracy,
     Estimate,
@@ -51,9 +50,14 @@ SHARED_ENERGY = {"gather": "elementwise", "sampling": "elementwise"}
 # Shape axes by which a prediction is checked against what was calibrated.
 DOMAIN_AXES: Mapping[str, tuple[str, ...]] = {
     "gemm": ("m", "n", "k"),
-    "decode_attention": ("num_seqs", "heads", "kv_heads", "head_dim"),
-    "prefill_attention": ("tokens", "heads", "kv_heads", "head_dim"),
+    "decode_attention": ("num_seqs", "heads", "kv_heads"),
+    "prefill_attention": ("tokens", "heads", "kv_heads"),
     "moe": ("tokens", "hidden_size", "intermediate_size", "num_experts", "top_k"),
+}
+# Axes of which each value is a kernel of its own.
+SIZE_AXES: Mapping[str, tuple[str, ...]] = {
+    "decode_attention": ("head_dim",),
+    "prefill_attention": ("head_dim",),
 }
 QUANTILE = 0.9
 # Significant digits of stored interpolation points and weights; more only makes files longer.
@@ -143,6 +147,10 @@ def _operation(t: Table, time: TimeFit, fitted: PowerFit, held_out: Array) -> Op
             axis: (float(t.shapes[axis][bursts].min()), float(t.shapes[axis][bursts].max()))
             for axis in axes
         },
+        sizes={
+            axis: tuple(float(v) for v in np.unique(t.shapes[axis][bursts]))
+            for axis in SIZE_AXES.get(t.kind, ())
+        },
         time_error=float(np.median(np.abs(time.held_out))),
         energy_error=float(np.median(np.abs(held_out))),
         residual=_store(time.residual),
@@ -213,7 +221,7 @@ def _with_engine(profile: Profile, measured: Sequence[tuple[Run, ModelSpec]]) ->
 
     cases = prepare(measured, profile)
     fitted = fit_engine(cases, profile)
-    regimes = [regime(model) for _, model in measured]
+    regimes = [model.regime for _, model in measured]
     boards = [str(run.extra.get("board", "")) for run, _ in measured]
     return replace(profile, engine=fitted.engine, accuracy=_accuracy(fitted, regimes, boards))
 

@@ -252,7 +252,8 @@ def cross_validate(w: Windows, hbm_byte_j: float, exponent: float) -> Array:
         kept = _subset(w, ~test)
         c = _coefficients(kept, hbm_byte_j, exponent)
         errors[test] = (_predicted_j(w, c, exponent) / w.gross_j - 1.0)[test]
-    return errors[(w.duty >= 1.0) & np.isfinite(errors)]
+    chosen: Array = errors[(w.duty >= 1.0) & np.isfinite(errors)]
+    return chosen
 
 
 def _subset(w: Windows, mask: NDArray[np.bool_]) -> Windows:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
+from calibration.robust import robust_fit
 from energymodel import power
 from energymodel.io import Run
 from energymodel.model import ModelSpec
@@ -36,7 +36,12 @@ HOST: Mapping[str, float] = {
     "launch_shared_expert_s": 400e-6,
     "launch_token_s": 40e-9,
 }
-DEVICE: Mapping[str, float] = {"step_s": 200e-6, "sequence_s": 1e-6, "outside_w": 100.0}
+DEVICE: Mapping[str, float] = {
+    "step_s": 50e-6,
+    "layer_s": 4e-6,
+    "sequence_s": 0.5e-6,
+    "outside_w": 150.0,
+}
 # A first step that took this much longer than its launches waited for the GPU.
 WAITED = 1.5
 ROBUST_AT = 0.05
@@ -168,14 +173,12 @@ def _fit(cases: Sequence[Case], profile: Profile) -> dict[str, Estimate]:
         errors = log_errors(stack, cases, replace(profile, engine={**host, **device}))
         return np.concatenate([*errors, PRIOR_WEIGHT * (log_values - start)])
 
-    solution = least_squares(
-        residuals, start, loss="soft_l1", f_scale=ROBUST_AT, diff_step=1e-2, max_nfev=20
+    found, deviations = robust_fit(
+        residuals, start, data=2 * len(cases), outlier_at=ROBUST_AT, step=1e-2
     )
-    scale = 1.4826 * float(np.median(np.abs(solution.fun[: 2 * len(cases)])))
-    relative = scale * np.sqrt(np.diag(np.linalg.pinv(solution.jac.T @ solution.jac)))
     device = {
         n: _estimate(n, float(np.exp(x)), float(np.exp(x) * e))
-        for n, x, e in zip(names, solution.x, relative, strict=True)
+        for n, x, e in zip(names, found, deviations, strict=True)
     }
     return {**host, **device}
 
@@ -209,12 +212,10 @@ def fit_host(cases: Sequence[Case]) -> dict[str, Estimate]:
         error = design @ (scaled * start) / target - 1.0
         return np.concatenate([error, PRIOR_WEIGHT * (scaled - 1.0)])
 
-    solution = least_squares(
-        residuals, np.ones_like(start), bounds=(0.0, np.inf), loss="soft_l1", f_scale=ROBUST_AT
+    found, deviations = robust_fit(
+        residuals, np.ones_like(start), data=len(target), outlier_at=ROBUST_AT, lower=0.0
     )
-    spread = 1.4826 * float(np.median(np.abs(solution.fun[: len(target)])))
-    errors = spread * np.sqrt(np.diag(np.linalg.pinv(solution.jac.T @ solution.jac)))
     return {
         name: _estimate(name, float(x * s), float(e * s))
-        for name, x, e, s in zip(HOST, solution.x, errors, start, strict=True)
+        for name, x, e, s in zip(HOST, found, deviations, start, strict=True)
     }

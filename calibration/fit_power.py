@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
 from calibration.fit_energy import CORE, UNITS, Windows, usable
+from calibration.robust import robust_fit
 from energymodel import power
 from energymodel.power import StepLoad
 from energymodel.profile import Estimate
@@ -70,16 +70,21 @@ def refine(
             [errors.energy, errors.time, errors.pulsed, CLOCK_WEIGHT * errors.clock, prior]
         )
 
-    solution = least_squares(residuals, origin, loss="soft_l1", f_scale=ROBUST_AT, max_nfev=60)
-    count = len(solution.fun) - len(names)
-    scale = 1.4826 * float(np.median(np.abs(solution.fun[:count])))
-    relative = scale * np.sqrt(np.diag(np.linalg.pinv(solution.jac.T @ solution.jac)))
+    # No time can stretch more than like 1/f.
+    most = np.array([0.0 if name == "clock_share" else np.inf for name in names])
+    found, deviations = robust_fit(
+        residuals,
+        origin,
+        data=len(residuals(origin)) - len(names),
+        outlier_at=ROBUST_AT,
+        upper=most,
+    )
     units = {**UNITS, "clock_share": "1", "exponent": "1"}
     fitted = {
         name: Estimate(value=float(np.exp(x)), stderr=float(np.exp(x) * e), unit=units[name])
-        for name, x, e in zip(names, solution.x, relative, strict=True)
+        for name, x, e in zip(names, found, deviations, strict=True)
     }
-    errors = _errors(w, values(solution.x), cap_w)
+    errors = _errors(w, values(found), cap_w)
     return PowerFit(
         energy={n: fitted[n] for n in FLOOR} | {"hbm_byte_j": start["hbm_byte_j"]},
         clock_share=fitted["clock_share"],
@@ -101,7 +106,7 @@ class _Errors:
 
 def _errors(w: Windows, c: Mapping[str, float], cap_w: float) -> _Errors:
     core_j = power.core_energy_j(c, w.flop, w.weight_bytes, w.row_bytes, w.full_s)
-    clocked_s = np.minimum(w.clocked_s * c["clock_share"], w.full_s)
+    clocked_s = w.clocked_s * c["clock_share"]
     load = StepLoad(
         fixed_s=w.full_s - clocked_s,
         clocked_s=clocked_s,

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
+from calibration.robust import robust_fit
 from calibration.tables import Table
 from energymodel import laws
 from energymodel.kriging import Kriging, fit_kriging
@@ -111,20 +111,13 @@ def _fit_law(kind: str, shapes: Mapping[str, Array], seconds: Array) -> dict[str
         error = np.log(laws.LAWS[kind](shapes, parameters).seconds / seconds)
         return np.concatenate([error, PRIOR_WEIGHT * (log_values - start)])
 
-    solution = least_squares(residuals, start, loss="soft_l1", f_scale=ROBUST_AT, diff_step=3e-3)
-    relative = _relative_errors(solution.jac, residuals(solution.x)[: len(seconds)])
+    found, errors = robust_fit(residuals, start, data=len(seconds), outlier_at=ROBUST_AT, step=3e-3)
     return {
         name: Estimate(
             value=float(np.exp(x)), stderr=float(np.exp(x) * e), unit=_UNITS.get(name, "1")
         )
-        for name, x, e in zip(names, solution.x, relative, strict=True)
+        for name, x, e in zip(names, found, errors, strict=True)
     }
-
-
-def _relative_errors(jacobian: Array, error: Array) -> Array:
-    """Standard errors of log parameters: robust residual scale times sqrt(diag (J^T J)^-1)."""
-    scale = 1.4826 * float(np.median(np.abs(error)))
-    return scale * np.sqrt(np.diag(np.linalg.pinv(jacobian.T @ jacobian)))
 
 
 def _fit_residual(

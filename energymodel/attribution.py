@@ -44,7 +44,7 @@ def _parts(steps: Steps, costs: "StepCosts") -> list[tuple[Floats, Floats, Float
         (_prefill_share(steps, *_demand(cost.op, steps)), cost.seconds, cost.energy_j)
         for cost in costs.ops
     ]
-    ones = np.ones_like(steps.chunks.tokens), np.ones_like(steps.decodes.context)
+    ones = np.ones(steps.chunks.tokens.size), np.ones(steps.decodes.context.size)
     return [*parts, (_prefill_share(steps, *ones), costs.overhead_s, costs.overhead_j)]
 
 
@@ -71,7 +71,7 @@ def bins(workload: Workload, schedule: Schedule, costs: "StepCosts") -> tuple[Bi
     """Energy of each bin's requests; idle energy goes by requests, so that bins sum to the total."""
     steps, size = schedule.steps, len(workload.bins)
     prefill, decode = np.zeros(size), np.zeros(size)
-    ones = np.ones_like(steps.chunks.tokens), np.ones_like(steps.decodes.context)
+    ones = np.ones(steps.chunks.tokens.size), np.ones(steps.decodes.context.size)
     overhead = (*ones, costs.overhead_j)
     demands = [(*_demand(c.op, steps), c.energy_j) for c in costs.ops]
     for chunk, one, energy_j in [*demands, overhead]:

@@ -10,7 +10,6 @@ from energymodel.commands_common import (
     deployment_options,
     gpu_name,
     model_option,
-    workload_option,
 )
 from energymodel.deployment import Deployment
 from energymodel.errors import InputError, WorkError
@@ -49,11 +48,19 @@ def calibrate(source: str, runs: str | None, gpu: str, out: str) -> None:
 
 @click.command()
 @model_option
-@workload_option
+@click.option(
+    "--workload",
+    "workloads",
+    required=True,
+    multiple=True,
+    type=FILE,
+    metavar="BINS.JSON",
+    help="What is asked of it; may be given several times for one start of the engine.",
+)
 @_GPU
 @click.option("--out", required=True, type=FILE, metavar="RUNS.JSONL", help="File to append to.")
 @deployment_options
-def measure(model: str, workload: str, gpu: str, out: str, **flags: Any) -> None:
+def measure(model: str, workloads: tuple[str, ...], gpu: str, out: str, **flags: Any) -> None:
     """Energy of a whole model on this GPU."""
     from pathlib import Path
 
@@ -61,17 +68,17 @@ def measure(model: str, workload: str, gpu: str, out: str, **flags: Any) -> None
     from energymodel.find_model import find_config
     from energymodel.render import printable
 
-    bins = io.read_workload(workload)
+    bins = [io.read_workload(workload) for workload in workloads]
     found = find_config(model)
     target = Path(out)
     if target.is_dir() or not target.absolute().parent.is_dir():
         raise InputError(f"--out {out} must be a file in a folder that exists.")
     try:
         from calibration.gpu import find_gpu
-        from calibration.measure import measure as run
+        from calibration.measure import measure_all
     except ImportError as error:
         raise WorkError(_lacks("Measuring", "calibrate", error)) from error
-    run(
+    measure_all(
         found.name,
         found.config,
         bins,

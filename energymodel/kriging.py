@@ -40,5 +40,5 @@ def fit_kriging(
     """Condition the process on ``residuals`` [n] at ``features`` [n, d]."""
     points = features / length_scales
     covariance = amplitude**2 * matern(points, points) + noise**2 * np.eye(len(residuals))
-    weights = np.linalg.solve(covariance, residuals)
+    weights: Array = np.asarray(np.linalg.solve(covariance, residuals), dtype=np.float64)
     return Kriging(length_scales=length_scales, points=points, weights=weights, amplitude=amplitude)

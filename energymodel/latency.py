@@ -4,7 +4,7 @@ import numpy as np
 
 from energymodel.prediction import Latency
 from energymodel.serving import Schedule
-from energymodel.steps import Floats
+from energymodel.steps import Floats, Ints
 
 
 def latencies(
@@ -24,13 +24,13 @@ def latencies(
     return ttft, itl
 
 
-def _summary(seconds: Floats, count: Floats) -> Latency:
+def _summary(seconds: Floats, count: Floats | Ints) -> Latency:
     """Weighted mean and percentiles (smallest value that covers the share of the weight)."""
     order = np.argsort(seconds)
     values, weights = seconds[order], np.asarray(count, dtype=np.float64)[order]
     reached = np.cumsum(weights) / weights.sum()
     p50, p90, p99 = (
-        float(values[min(np.searchsorted(reached, q - 1e-12), len(values) - 1)])
+        float(values[min(int(np.searchsorted(reached, q - 1e-12)), len(values) - 1)])
         for q in (0.5, 0.9, 0.99)
     )
     return Latency(mean=float(values @ weights / weights.sum()), p50=p50, p90=p90, p99=p99)

@@ -144,6 +144,11 @@ class ModelSpec:
         """Number of decoder layers."""
         return len(self.layers)
 
+    @property
+    def regime(self) -> Literal["dense", "moe"]:
+        """Which accuracy figures apply: whether any layer routes to experts."""
+        return "moe" if any(isinstance(g.feed_forward, Moe) for g in self.layers) else "dense"
+
     def layer_groups(self) -> tuple[tuple[LayerSpec, int], ...]:
         """Distinct layers, in order of first appearance, with how often each occurs."""
         return tuple(Counter(self.layers).items())

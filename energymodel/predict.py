@@ -7,7 +7,7 @@ import numpy as np
 from energymodel import attribution, baselines, domain, latency, power
 from energymodel.deployment import ENGINES, Deployment
 from energymodel.errors import InputError
-from energymodel.model import Mlp, ModelSpec
+from energymodel.model import ModelSpec
 from energymodel.ops import Op, lower
 from energymodel.power import StepLoad
 from energymodel.prediction import Clock, ComponentEnergy, Prediction
@@ -19,6 +19,7 @@ from energymodel.vllm_engine import EngineTime, engine_time, kv_capacity_tokens,
 from energymodel.workload import Workload
 
 INTERVAL_LEVEL = 0.9
+DTYPES = ("auto", "bfloat16", "float16")
 # A step counts as power limited when its clock is this far below the maximum.
 LIMITED_BELOW = 0.995
 # The temperature follows the mean power and the static power follows the temperature; the second
@@ -65,17 +66,18 @@ def predict(
     capacity = kv_capacity_tokens(model, deployment, profile.gpu)
     schedule = schedule_offline(workload, deployment, capacity)
     costs = step_costs(model, deployment, workload, schedule, profile)
-    return _prediction(model, deployment, workload, profile, schedule, costs)
+    return _prediction(model, deployment, workload, profile, schedule=schedule, costs=costs)
 
 
 def check(deployment: Deployment, profile: Profile) -> None:
     """Refuse what the profile cannot answer."""
     if deployment.engine not in ENGINES:
         raise InputError(f"engine '{deployment.engine}' is not one of: {', '.join(ENGINES)}.")
-    if deployment.quantization is not None or deployment.kv_cache_dtype.startswith("fp8"):
+    dtypes = (deployment.dtype, deployment.kv_cache_dtype)
+    if deployment.quantization is not None or not set(dtypes) <= set(DTYPES):
         raise InputError(
-            f"profile '{profile.name}' was calibrated in bfloat16 only: "
-            "leave out --quantization and --kv-cache-dtype."
+            f"profile '{profile.name}' was calibrated in bfloat16 only: leave out quantization, "
+            f"and let dtype and kv_cache_dtype be one of {', '.join(DTYPES)}."
         )
     gpu, limit_w = profile.gpu, deployment.power_limit_w
     if limit_w is not None and not gpu.min_power_limit_w <= limit_w <= gpu.power_limit_w:
@@ -199,6 +201,7 @@ def _prediction(
     deployment: Deployment,
     workload: Workload,
     profile: Profile,
+    *,
     schedule: Schedule,
     costs: StepCosts,
 ) -> Prediction:
@@ -207,8 +210,8 @@ def _prediction(
     energy_j = float(weight @ costs.step_j) + costs.submit_j
     busy_s = weight * costs.step_s
     limited_s = float(busy_s[costs.relative_clock < LIMITED_BELOW].sum())
-    outside, warnings = domain.examine(model, deployment, profile, costs)
-    quantile = profile.accuracy.energy_quantile[regime(model)] * (domain.WIDER if outside else 1.0)
+    verdict = domain.examine(model, deployment, workload, profile, costs=costs, weight=weight)
+    spread = float(np.exp(verdict.half_width))
     ttft_s, itl_s = latency.latencies(schedule, costs.step_s, costs.submit_s)
     requests, output_tokens = int(workload.requests), int(workload.output_tokens)
     simpler = baselines.estimate(costs, weight, profile.gpu, duration_s, energy_j)
@@ -222,7 +225,7 @@ def _prediction(
         output_tokens=output_tokens,
         duration_s=duration_s,
         energy_j=energy_j,
-        energy_interval_j=(energy_j * float(np.exp(-quantile)), energy_j * float(np.exp(quantile))),
+        energy_interval_j=(energy_j / spread, energy_j * spread),
         interval_level=INTERVAL_LEVEL,
         mean_power_w=energy_j / duration_s,
         energy_per_request_j=energy_j / requests,
@@ -240,7 +243,7 @@ def _prediction(
         ),
         power_limited=limited_s > 0,
         power_limited_share=limited_s / duration_s,
-        warnings=tuple(warnings),
+        warnings=verdict.warnings,
         provenance={
             "profile": profile.name,
             "kind": profile.kind,
@@ -248,12 +251,6 @@ def _prediction(
             **profile.provenance,
         },
     )
-
-
-def regime(model: ModelSpec) -> str:
-    """Which accuracy figures of a profile apply: "dense" or "moe"."""
-    dense = all(isinstance(layer.feed_forward, Mlp) for layer in model.layers)
-    return "dense" if dense else "moe"
 
 
 def _components(costs: StepCosts, weight: Floats) -> dict[str, ComponentEnergy]:

@@ -5,7 +5,7 @@ nothing else about the GPU. Every coefficient is an ``Estimate``; nothing is exe
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -58,7 +58,8 @@ class OperationProfile:
     FLOP, ``weight_byte_j`` and ``row_byte_j`` per byte of weights (or cached keys and values) and
     of activations through SMs and caches, ``busy_w`` while the operation runs, ``hbm_byte_j`` per
     byte in the memory itself, which the SM clock does not touch.
-    ``domain`` bounds the calibrated shapes; ``time_error`` and ``energy_error`` are median
+    ``domain`` bounds the calibrated shapes, ``sizes`` lists the calibrated values of what selects
+    a kernel and cannot be interpolated; ``time_error`` and ``energy_error`` are median
     absolute relative errors on shapes held out of the fit.
     """
 
@@ -68,6 +69,7 @@ class OperationProfile:
     domain: Mapping[str, tuple[float, float]]
     time_error: float
     energy_error: float
+    sizes: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     residual: StoredKriging | None = None
 
 

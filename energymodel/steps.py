@@ -60,8 +60,10 @@ class Steps:
 
     def sum_chunks(self, value: Floats | Ints) -> Floats:
         """Sum of ``value`` (one per chunk row, times its count) over each step; shape [n_steps]."""
-        return np.bincount(self.chunks.step, value * self.chunks.count, minlength=self.size)
+        each = np.asarray(value * self.chunks.count, dtype=np.float64)
+        return np.bincount(self.chunks.step, each, minlength=self.size).astype(np.float64)
 
     def sum_decodes(self, value: Floats | Ints) -> Floats:
         """Sum of ``value`` (one per decode row, times its count) over each step; shape [n_steps]."""
-        return np.bincount(self.decodes.step, value * self.decodes.count, minlength=self.size)
+        each = np.asarray(value * self.decodes.count, dtype=np.float64)
+        return np.bincount(self.decodes.step, each, minlength=self.size).astype(np.float64)

@@ -64,8 +64,7 @@ def _evaluate(kind: str, shapes: Shapes, calibrated: OperationProfile) -> tuple[
     seconds = timed.seconds
     if calibrated.residual is not None:
         seconds = seconds * np.exp(_residual(kind, one, calibrated))
-    waiting = clocked_seconds(kind, timed, seconds) * calibrated.clock_share.value
-    clocked = np.minimum(waiting, seconds)
+    clocked = clocked_seconds(kind, timed, seconds) * calibrated.clock_share.value
     return seconds[inverse], clocked[inverse]
 
 

@@ -27,7 +27,7 @@ NON_TORCH_BYTES = 1.0e9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineTime:
-    """Per step, shape [n_steps]: GPU seconds outside the layers, and the host's launch seconds.
+    """Per step, shape [n_steps]: GPU seconds outside the operations, and the host's launch seconds.
 
     ``submit_s`` passes once, before the first step, while requests are taken in and the GPU has
     nothing to do.
@@ -96,7 +96,9 @@ def engine_time(
     decodes = steps.sum_decodes(np.ones_like(steps.decodes.context))
     seqs = steps.sum_chunks(np.ones_like(steps.chunks.tokens)) + decodes
     return EngineTime(
-        outside_s=engine["step_s"] + engine["sequence_s"] * seqs,
+        outside_s=(
+            engine["step_s"] + engine["layer_s"] * len(model.layers) + engine["sequence_s"] * seqs
+        ),
         launch_s=launches(model, deployment, steps).seconds(engine),
         submit_s=submit_seconds(workload, engine),
     )
