@@ -4,6 +4,7 @@ energymodel calibrate --gpu h200 --from observations.jsonl --runs runs.jsonl --o
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -64,8 +65,22 @@ QUANTILE = 0.9
 DIGITS = 7
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """A profile, and the runs behind its engine and accuracy figures (none without runs)."""
+
+    profile: Profile
+    measured: tuple[tuple[Run, ModelSpec], ...]
+    engine: EngineFit | None
+
+
 def fit_profile(observations: Path, runs: Path | None, gpu: str) -> Profile:
-    """Fit everything that a prediction needs.
+    """Fit everything that a prediction needs; see ``fit_all``."""
+    return fit_all(observations, runs, gpu).profile
+
+
+def fit_all(observations: Path, runs: Path | None, gpu: str) -> Fit:
+    """Fit everything that a prediction needs, and keep what its accuracy was taken from.
 
     Args:
         observations: micro-workloads, as ``calibration.sweep`` writes them.
@@ -107,7 +122,13 @@ def fit_profile(observations: Path, runs: Path | None, gpu: str) -> Profile:
         accuracy=_unknown_accuracy(),
         provenance=_provenance(seen, measured),
     )
-    return _with_engine(profile, measured) if measured else profile
+    if not measured:
+        return Fit(profile=profile, measured=(), engine=None)
+    fitted = fit_engine(prepare(measured, profile), profile)
+    regimes = [model.regime for _, model in measured]
+    boards = [str(run.extra.get("board", "")) for run, _ in measured]
+    whole = replace(profile, engine=fitted.engine, accuracy=_accuracy(fitted, regimes, boards))
+    return Fit(profile=whole, measured=tuple(measured), engine=fitted)
 
 
 def _check(seen: Sequence[Observation], full_name: str, path: Path) -> None:
@@ -214,16 +235,6 @@ def _unknown_accuracy() -> Accuracy:
     return Accuracy(
         energy_quantile=wide, duration_quantile=wide, board_energy=0, board_duration=0, runs=0
     )
-
-
-def _with_engine(profile: Profile, measured: Sequence[tuple[Run, ModelSpec]]) -> Profile:
-    from dataclasses import replace
-
-    cases = prepare(measured, profile)
-    fitted = fit_engine(cases, profile)
-    regimes = [model.regime for _, model in measured]
-    boards = [str(run.extra.get("board", "")) for run, _ in measured]
-    return replace(profile, engine=fitted.engine, accuracy=_accuracy(fitted, regimes, boards))
 
 
 def _accuracy(fitted: EngineFit, regimes: Sequence[str], boards: Sequence[str]) -> Accuracy:

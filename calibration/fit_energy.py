@@ -245,8 +245,6 @@ def cross_validate(w: Windows, hbm_byte_j: float, exponent: float) -> Array:
     order = np.random.default_rng(0).permutation(families)
     errors = np.full(len(group), np.nan)
     folds = min(FOLDS, len(families))
-    if folds < 2:
-        return errors[:0]
     for fold in range(folds):
         test = np.isin(group, order[fold::folds])
         kept = _subset(w, ~test)

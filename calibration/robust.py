@@ -19,7 +19,7 @@ def robust_fit(
     *,
     data: int,
     outlier_at: float,
-    lower: float = -np.inf,
+    lower: Array | float = -np.inf,
     upper: Array | float = np.inf,
     step: float | None = None,
 ) -> tuple[Array, Array]:
@@ -30,8 +30,8 @@ def robust_fit(
         start: where to begin, [p].
         data: how many residuals are observations.
         outlier_at: size of a residual from which it counts linearly.
-        lower: bound of all parameters.
-        upper: bound of all parameters, or one for each.
+        lower: bound of all parameters, or one for each.
+        upper: likewise.
         step: relative step of the finite differences.
 
     The errors are the robust scale of the residuals times sqrt(diag((J^T J)^-1)).
