@@ -28,7 +28,7 @@ from calibration.fit_engine import EngineFit, fit_engine, initial_engine, prepar
 from calibration.fit_power import PowerFit, refine
 from calibration.fit_time import TimeFit, fit_time, full_clock
 from calibration.observations import Observation
-from calibration.tables import KINDS, Table, table
+from calibration.tables import KINDS, Table, kind_of, table
 from energymodel import hardware
 from energymodel.errors import InputError
 from energymodel.find_model import find_model
@@ -61,6 +61,8 @@ SIZE_AXES: Mapping[str, tuple[str, ...]] = {
     "prefill_attention": ("head_dim",),
 }
 QUANTILE = 0.9
+# With fewer runs that recorded a temperature, that of an air-cooled H200 is assumed.
+LEAST_TEMPERATURES = 3
 # Significant digits of stored interpolation points and weights; more only makes files longer.
 DIGITS = 7
 
@@ -102,6 +104,9 @@ def fit_all(observations: Path, runs: Path | None, gpu: str) -> Fit:
     share = _held_share(seen, spec.power_limit_w)
     exponent, refined = _fit_power(energy, hbm_byte_j, share.value * spec.power_limit_w)
     measured = [(run, find_model(run.model)[0]) for run in (read_runs(runs) if runs else ())]
+    for run, _ in measured:
+        if run.gpu.lower() != spec.name:
+            raise InputError(f"{runs}: gpu is '{run.gpu}', but the fit is for {spec.name}.")
     operations = {
         kind: _operation(
             tables[kind],
@@ -138,9 +143,14 @@ def _check(seen: Sequence[Observation], full_name: str, path: Path) -> None:
     wrong = sorted(n for n in names if not n.startswith(full_name))
     if wrong:
         raise InputError(f"{path}: gpu is '{wrong[0]}', but the fit is for {full_name}.")
-    for op in ("idle", "gemm", "attention", "moe", "rms_norm", "embedding", "sampling"):
-        if not any(o.op == op for o in seen):
-            raise InputError(f"{path}: no observation of '{op}', which a profile needs.")
+    kinds = {kind_of(o.op, o.shape) for o in seen} | {o.op for o in seen if o.mode == "idle"}
+    for kind in ("idle", *KINDS):
+        if kind not in kinds:
+            raise InputError(f"{path}: no observation of {kind}, which a profile needs.")
+    measured = {kind_of(o.op, o.shape) for o in seen if o.energy_j is not None}
+    for kind in KINDS:
+        if SHARED_ENERGY.get(kind, kind) not in measured:
+            raise InputError(f"{path}: no energy window of {kind}, which a profile needs.")
 
 
 def _fit_power(
@@ -217,6 +227,9 @@ def _power(
         [float(str(run.extra.get("temperature_c", "nan"))) for run in runs] or [33.0, 56.0]
     )
     known = np.isfinite(celsius)
+    if known.sum() < LEAST_TEMPERATURES:
+        watts, celsius = np.array([100.0, 700.0]), np.array([33.0, 56.0])
+        known = np.ones(2, dtype=bool)
     slope, level = np.polyfit(watts[known], celsius[known], 1)
     spread = float(np.std(celsius[known] - level - slope * watts[known]))
     return PowerProfile(

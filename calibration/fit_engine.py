@@ -94,7 +94,8 @@ def fit_engine(cases: Sequence[Case], profile: Profile) -> EngineFit:
     for held in sorted(set(models)):
         test = np.array([name == held for name in models])
         train = [c for c, out in zip(cases, test, strict=True) if not out]
-        without = replace(profile, engine=_fit(train, profile))
+        # A single model cannot be held out: its errors are then those of the fit to itself.
+        without = replace(profile, engine=_fit(train or cases, profile))
         tested = [c for c, out in zip(cases, test, strict=True) if out]
         duration[test], energy[test] = log_errors(_stack(tested), tested, without)
     return EngineFit(engine=_fit(cases, profile), energy_error=energy, duration_error=duration)

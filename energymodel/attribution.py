@@ -5,6 +5,8 @@ attention by query-key pairs, the LM head and sampling by sampled rows, everythi
 Time outside the layers goes by sequences.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,15 +24,59 @@ if TYPE_CHECKING:
 SAMPLED = ("lm_head", "sampling")
 
 
-def phases(schedule: Schedule, costs: "StepCosts") -> dict[str, PhaseEnergy]:
-    """Prefill, decode and idle: energy and time that sum to those of the run."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """One operation (or the overhead) of every step and who asked for it; all calls of a step.
+
+    ``chunk`` [n_chunks] and ``decode`` [n_decodes] are what one request of a row asks, ``prefill``
+    [n_steps] is the share of all that prompts ask.
+    """
+
+    chunk: Floats
+    decode: Floats
+    total: Floats
+    prefill: Floats
+    seconds: Floats
+    energy_j: Floats
+
+
+def shares(schedule: Schedule, costs: "StepCosts") -> list[Share]:
+    """Who asked for each operation of each step, and for the time outside the operations."""
     steps = schedule.steps
-    prefill_j, prefill_s = 0.0, 0.0
-    for share, seconds, energy_j in _parts(steps, costs):
-        prefill_s += float((steps.weight * seconds) @ share)
-        prefill_j += float((steps.weight * energy_j) @ share)
-    total_s = float(steps.weight @ costs.step_s)
-    total_j = float(steps.weight @ costs.step_j)
+    found: dict[tuple[object, ...], tuple[Floats, ...]] = {}
+    result = []
+    for cost in costs.ops:
+        key = _demand_key(cost.op)
+        if key not in found:
+            found[key] = _split(steps, *_demand(cost.op, steps))
+        result.append(_share(found[key], cost.seconds, cost.energy_j))
+    ones = np.ones(steps.chunks.tokens.size), np.ones(steps.decodes.context.size)
+    result.append(_share(_split(steps, *ones), costs.overhead_s, costs.overhead_j))
+    return result
+
+
+def _split(steps: Steps, chunk: Floats, decode: Floats) -> tuple[Floats, ...]:
+    prefill = steps.sum_chunks(chunk)
+    total = prefill + steps.sum_decodes(decode)
+    share = np.divide(prefill, total, out=np.zeros(steps.size), where=total > 0)
+    return chunk, decode, total, share
+
+
+def _share(split: tuple[Floats, ...], seconds: Floats, energy_j: Floats) -> Share:
+    chunk, decode, total, prefill = split
+    return Share(
+        chunk=chunk, decode=decode, total=total, prefill=prefill, seconds=seconds, energy_j=energy_j
+    )
+
+
+def phases(
+    schedule: Schedule, costs: "StepCosts", parts: Sequence[Share]
+) -> dict[str, PhaseEnergy]:
+    """Prefill, decode and idle: energy and time that sum to those of the run."""
+    weight = schedule.steps.weight
+    prefill_j = sum(float((weight * part.energy_j) @ part.prefill) for part in parts)
+    prefill_s = sum(float((weight * part.seconds) @ part.prefill) for part in parts)
+    total_s, total_j = float(weight @ costs.step_s), float(weight @ costs.step_j)
     return {
         "prefill": PhaseEnergy(energy_j=prefill_j, duration_s=prefill_s),
         "decode": PhaseEnergy(energy_j=total_j - prefill_j, duration_s=total_s - prefill_s),
@@ -38,14 +84,11 @@ def phases(schedule: Schedule, costs: "StepCosts") -> dict[str, PhaseEnergy]:
     }
 
 
-def _parts(steps: Steps, costs: "StepCosts") -> list[tuple[Floats, Floats, Floats]]:
-    """(share of prefill, seconds, joules) of each operation and of the overhead, per step."""
-    parts = [
-        (_prefill_share(steps, *_demand(cost.op, steps)), cost.seconds, cost.energy_j)
-        for cost in costs.ops
-    ]
-    ones = np.ones(steps.chunks.tokens.size), np.ones(steps.decodes.context.size)
-    return [*parts, (_prefill_share(steps, *ones), costs.overhead_s, costs.overhead_j)]
+def _demand_key(op: Op) -> tuple[object, ...]:
+    """Operations with the same key are asked for in the same proportions."""
+    if op.kind in ("prefill_attention", "decode_attention"):
+        return op.kind, float(np.max(op.shape["window"]))
+    return ("sampled",) if op.component in SAMPLED else ("tokens",)
 
 
 def _demand(op: Op, steps: Steps) -> tuple[Floats, Floats]:
@@ -62,27 +105,24 @@ def _demand(op: Op, steps: Steps) -> tuple[Floats, Floats]:
     return chunks.tokens.astype(np.float64), np.ones_like(decodes.context)
 
 
-def _prefill_share(steps: Steps, chunk: Floats, decode: Floats) -> Floats:
-    prefill, total = steps.sum_chunks(chunk), steps.sum_chunks(chunk) + steps.sum_decodes(decode)
-    return np.divide(prefill, total, out=np.zeros(steps.size), where=total > 0)
-
-
-def bins(workload: Workload, schedule: Schedule, costs: "StepCosts") -> tuple[BinEnergy, ...]:
+def bins(
+    workload: Workload, schedule: Schedule, costs: "StepCosts", parts: Sequence[Share]
+) -> tuple[BinEnergy, ...]:
     """Energy of each bin's requests; idle energy goes by requests, so that bins sum to the total."""
     steps, size = schedule.steps, len(workload.bins)
-    prefill, decode = np.zeros(size), np.zeros(size)
-    ones = np.ones(steps.chunks.tokens.size), np.ones(steps.decodes.context.size)
-    overhead = (*ones, costs.overhead_j)
-    demands = [(*_demand(c.op, steps), c.energy_j) for c in costs.ops]
-    for chunk, one, energy_j in [*demands, overhead]:
-        total = steps.sum_chunks(chunk) + steps.sum_decodes(one)
+    chunks, decodes = steps.chunks, steps.decodes
+    chunk_j, decode_j = np.zeros(chunks.step.size), np.zeros(decodes.step.size)
+    for part in parts:
         unit_j = np.divide(
-            steps.weight * energy_j, total, out=np.zeros(steps.size), where=total > 0
+            steps.weight * part.energy_j,
+            part.total,
+            out=np.zeros(steps.size),
+            where=part.total > 0,
         )
-        by_chunk = unit_j[steps.chunks.step] * chunk * steps.chunks.count
-        by_decode = unit_j[steps.decodes.step] * one * steps.decodes.count
-        prefill += np.bincount(steps.chunks.bin, by_chunk, minlength=size)
-        decode += np.bincount(steps.decodes.bin, by_decode, minlength=size)
+        chunk_j += unit_j[chunks.step] * part.chunk
+        decode_j += unit_j[decodes.step] * part.decode
+    prefill = np.bincount(chunks.bin, chunk_j * chunks.count, minlength=size)
+    decode = np.bincount(decodes.bin, decode_j * decodes.count, minlength=size)
     counts = np.array([b.count or 0 for b in workload.bins], dtype=np.float64)
     prefill += costs.submit_j * counts / counts.sum()
     return tuple(

@@ -201,6 +201,12 @@ def model_spec(
         hidden_size=f.integer("hidden_size"),
         vocab_size=f.integer("vocab_size"),
         tie_word_embeddings=f.flag("tie_word_embeddings", tied),
-        layers=layers,
+        layers=_shared(layers),
         max_position_embeddings=f.optional_integer("max_position_embeddings", high=1_000_000_000),
     )
+
+
+def _shared(layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
+    """The same layers with equal ones made one object, which makes counting them cheap."""
+    known: dict[LayerSpec, LayerSpec] = {}
+    return tuple(known.setdefault(layer, layer) for layer in layers)

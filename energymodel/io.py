@@ -237,7 +237,7 @@ def _sentence(message: str, value: object, kind: type, where: str) -> str:
     schema, found = _follow(path, value, inspect.type_info(kind))
     field = path.removeprefix(".") or "the document"
     name = re.search(r"`(.*)`", problem)
-    if isinstance(schema, inspect.StructType) and name:
+    if isinstance(schema, inspect.StructType | inspect.DataclassType) and name:
         if problem.startswith("Object missing"):
             wanted = next(f for f in schema.fields if f.encode_name == name[1])
             lacking = f"{path}.{name[1]}".removeprefix(".")
@@ -255,11 +255,14 @@ def _follow(path: str, value: Any, schema: inspect.Type) -> tuple[inspect.Type, 
         schema = _bare(schema)
         if isinstance(schema, inspect.StructType | inspect.DataclassType):
             schema = next(f.type for f in schema.fields if f.encode_name == name)
-            value = value[name]
+            value = UNSET if value is UNSET else value[name]
         elif isinstance(schema, inspect.DictType):
             schema, value = schema.value_type, UNSET  # msgspec does not say which key
         else:
-            schema = getattr(schema, "item_type", schema)
+            if isinstance(schema, inspect.TupleType):
+                schema = schema.item_types[int(index)]
+            else:
+                schema = getattr(schema, "item_type", schema)
             value = UNSET if value is UNSET else value[int(index)]
     return _bare(schema), value
 
@@ -284,6 +287,8 @@ def _describe(schema: inspect.Type) -> str:
             text = " or ".join(json.dumps(v) for v in values)
         case inspect.VarTupleType() | inspect.ListType():
             text = "a list" + _length(schema.min_length, schema.max_length, "entries")
+        case inspect.TupleType(item_types=types):
+            text = f"a list of {len(types):,} entries"
         case inspect.NoneType():
             text = "null"
         case inspect.BoolType():

@@ -24,6 +24,9 @@ SM_COUNT = 132.0
 """Streaming multiprocessors of Hopper SXM boards; tiles are dealt out in waves of this many."""
 
 
+TINY = np.finfo(np.float64).tiny
+
+
 @dataclass(frozen=True, slots=True)
 class Timed:
     """Seconds of one call at full clock, and the part of them that the SM clock does not touch."""
@@ -34,17 +37,14 @@ class Timed:
 
 def smooth_max(a: Floats, b: Floats, sharpness: float) -> Floats:
     """(a^p + b^p)^(1/p) without overflow: nearly max(a, b), rounded where they are close."""
-    high, low = np.maximum(a, b), np.minimum(a, b)
-    ratio = np.divide(low, high, out=np.zeros_like(high), where=high > 0)
-    return high * (1.0 + ratio**sharpness) ** (1.0 / sharpness)
+    return blend(a, b, sharpness)[0]
 
 
-def _share(part: Floats, other: Floats, sharpness: float) -> Floats:
-    """Share of ``part`` in smooth_max(part, other): d log(max) / d log(part)."""
-    high = np.maximum(part, other)
-    a = np.divide(part, high, out=np.zeros_like(high), where=high > 0) ** sharpness
-    b = np.divide(other, high, out=np.zeros_like(high), where=high > 0) ** sharpness
-    return np.divide(a, a + b, out=np.zeros_like(high), where=high > 0)
+def blend(a: Floats, b: Floats, sharpness: float) -> tuple[Floats, Floats]:
+    """(smooth maximum m of a and b, share of ``a`` in it: d log m / d log a)."""
+    high = np.maximum(np.maximum(a, b), TINY)
+    ratio = (np.minimum(a, b) / high) ** sharpness
+    return high * (1.0 + ratio) ** (1.0 / sharpness), np.where(a >= b, 1.0, ratio) / (1.0 + ratio)
 
 
 def gemm(s: Shapes, p: Parameters) -> Timed:
@@ -59,8 +59,9 @@ def gemm(s: Shapes, p: Parameters) -> Timed:
     tiles = np.maximum(m, 16.0) * n / 128.0**2
     compute = 2.0 * m * n * k / p["flop_per_s"]
     compute *= (1.0 + p["fill_k"] / k) * (1.0 + p["fill_tiles"] / tiles)
-    seconds = p["launch_s"] + p["reduce_s"] * k + smooth_max(memory, compute, p["sharpness"])
-    return Timed(seconds, seconds * _share(memory, compute, p["sharpness"]))
+    longer, share = blend(memory, compute, p["sharpness"])
+    seconds = p["launch_s"] + p["reduce_s"] * k + longer
+    return Timed(seconds, seconds * share)
 
 
 def decode_attention(s: Shapes, p: Parameters) -> Timed:
@@ -107,8 +108,9 @@ def prefill_attention(s: Shapes, p: Parameters) -> Timed:
     walk = longest * block_s * p["walk_share"] * np.minimum(1.0, waves) ** p["walk_power"]
     compute = smooth_max(wide, p["block_s"] + walk, p["sharpness"])
     memory = s["bytes"] / p["bytes_per_s"]
-    seconds = p["launch_s"] + smooth_max(compute, memory, 3.0)
-    return Timed(seconds, seconds * _share(memory, compute, 3.0))
+    longer, share = blend(memory, compute, 3.0)
+    seconds = p["launch_s"] + longer
+    return Timed(seconds, seconds * share)
 
 
 def moe(s: Shapes, p: Parameters) -> Timed:
@@ -134,9 +136,9 @@ def moe(s: Shapes, p: Parameters) -> Timed:
             compute = row_blocks * (block_m + p["fill_rows"]) * 2.0 * np.maximum(width, 128.0)
             compute = compute * (depth + p["fill_k"]) / p["flop_per_s"]
             compute = compute * np.maximum(1.0, SM_COUNT / tiles)
-            part = smooth_max(memory, compute, p["sharpness"])
+            part, computing = blend(compute, memory, p["sharpness"])
             total += part
-            clocked += part * _share(compute, memory, p["sharpness"])
+            clocked += part * computing
         better = total < best
         best = np.where(better, total, best)
         share = np.where(better, clocked / total, share)
@@ -166,24 +168,30 @@ LAWS: Mapping[str, Callable[[Shapes, Parameters], Timed]] = {
 }
 
 
+WIDTHS: Mapping[str, tuple[str, ...]] = {
+    "gemm": ("n", "k"),
+    "moe": ("hidden_size", "intermediate_size", "num_experts", "top_k"),
+}
+"""Shape axes that are fixed by the model, for the kinds whose other axis is the tokens alone."""
+
+
 def features(kind: str, s: Shapes) -> NDArray[np.float64]:
     """Coordinates in which residuals of a law are smooth, log2; shape [n, d]."""
-    one = np.ones_like(next(iter(s.values())))
     if kind == "gemm":
-        columns = [s["m"], s["n"] * one, s["k"] * one]
+        columns = [s["m"], s["n"], s["k"]]
     elif kind == "decode_attention":
         length = s["block_tokens"] / np.maximum(s["num_seqs"], 1.0)
-        columns = [s["num_seqs"], length, s["kv_heads"] * one, s["heads"] / s["kv_heads"] * one]
-        columns.append(s["head_dim"] * one)
+        columns = [s["num_seqs"], length, s["kv_heads"], s["heads"] / s["kv_heads"], s["head_dim"]]
     elif kind == "prefill_attention":
         length = s["tokens"] / np.maximum(s["num_seqs"], 1.0)
         reach = s["pairs"] / np.maximum(s["tokens"], 1.0)
-        columns = [s["num_seqs"], length, reach, s["kv_heads"] * one]
-        columns += [s["heads"] / s["kv_heads"] * one, s["head_dim"] * one]
+        columns = [s["num_seqs"], length, reach, s["kv_heads"]]
+        columns += [s["heads"] / s["kv_heads"], s["head_dim"]]
     elif kind == "moe":
         per_expert = s["tokens"] * s["top_k"] / s["num_experts"]
-        columns = [s["tokens"], per_expert, s["hidden_size"] * one, s["intermediate_size"] * one]
-        columns += [s["num_experts"] * one, s["top_k"] * one]
+        columns = [s["tokens"], per_expert, s["hidden_size"], s["intermediate_size"]]
+        columns += [s["num_experts"], s["top_k"]]
     else:
         raise ValueError(f"operations of kind '{kind}' have no residual")
-    return np.log2(np.maximum(np.stack(columns, axis=1), 1e-3))
+    table: Floats = np.stack(np.broadcast_arrays(*columns), axis=1)
+    return np.log2(np.maximum(table, 1e-3)).astype(np.float64, copy=False)

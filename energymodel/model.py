@@ -147,11 +147,18 @@ class ModelSpec:
     @property
     def regime(self) -> Literal["dense", "moe"]:
         """Which accuracy figures apply: whether any layer routes to experts."""
-        return "moe" if any(isinstance(g.feed_forward, Moe) for g in self.layers) else "dense"
+        return (
+            "moe" if any(isinstance(layer.feed_forward, Moe) for layer in self.layers) else "dense"
+        )
 
     def layer_groups(self) -> tuple[tuple[LayerSpec, int], ...]:
         """Distinct layers, in order of first appearance, with how often each occurs."""
-        return tuple(Counter(self.layers).items())
+        # Most layers are one object: count objects first, compare what is left by value.
+        objects = {id(layer): layer for layer in self.layers}
+        groups: Counter[LayerSpec] = Counter()
+        for key, count in Counter(map(id, self.layers)).items():
+            groups[objects[key]] += count
+        return tuple(groups.items())
 
     @property
     def embedding_param_count(self) -> int:

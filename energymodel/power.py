@@ -26,8 +26,8 @@ W = TypeVar("W", float, Floats)
 
 # The lowest clock that a busy GPU was asked for; below it the model has nothing to say.
 MIN_RELATIVE_CLOCK = 0.2
-# Halvings of the clock interval: 2^-30 of the maximum clock.
-BISECTIONS = 30
+# Halvings of the clock interval bring the solution near, Newton's steps then to rounding.
+BISECTIONS, NEWTON_STEPS = 8, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,20 +69,32 @@ def limited_clock(
 ) -> Floats:
     """The highest relative clock, at most 1, at which each step draws no more than ``cap_w``.
 
-    Power rises with the clock, so bisection finds it; a step that exceeds the cap even at
+    Power rises with the clock, so there is one; a step that exceeds the cap even at
     ``MIN_RELATIVE_CLOCK`` stays there.
     """
-    low = np.full_like(load.core_j, MIN_RELATIVE_CLOCK)
     high = np.ones_like(load.core_j)
     free = mean_power_w(load, high, static_w, exponent) <= cap_w
     if free.all():
         return high
+    low = np.full_like(high, MIN_RELATIVE_CLOCK)
+    allowed_w = cap_w - static_w
     for _ in range(BISECTIONS):
         middle = 0.5 * (low + high)
-        over = mean_power_w(load, middle, static_w, exponent) > cap_w
+        # Energy above static against what the cap leaves for the duration: no division by zero.
+        spent = load.core_j * middle**exponent + load.hbm_j
+        over = spent > allowed_w * (load.fixed_s + load.clocked_s / middle)
         high = np.where(over, middle, high)
         low = np.where(over, low, middle)
-    return np.where(free, 1.0, low)
+    clock = 0.5 * (low + high)
+    for _ in range(NEWTON_STEPS):
+        core_j = load.core_j * clock**exponent
+        excess = core_j + load.hbm_j - allowed_w * (load.fixed_s + load.clocked_s / clock)
+        slope = exponent * core_j / clock + allowed_w * load.clocked_s / clock**2
+        step = np.divide(excess, slope, out=np.zeros_like(clock), where=slope > 0)
+        clock = np.clip(clock - step, low, high)
+    lowest = np.full_like(clock, MIN_RELATIVE_CLOCK)
+    held = mean_power_w(load, lowest, static_w, exponent) <= cap_w
+    return np.where(free, 1.0, np.where(held, clock, lowest))
 
 
 def static_power_w(p: PowerProfile, mean_w: W) -> W:

@@ -188,12 +188,13 @@ def settle(
     cap_w, exponent = p.limit_share.value * limit_w, p.exponent.value
     mean_w = cap_w
     for _ in range(THERMAL_ROUNDS):
+        # A limited step draws the cap, the others what they draw at full clock.
         static_w = power.static_power_w(p, mean_w)
-        clock = power.limited_clock(load, static_w, exponent, cap_w)
-        duration = weight * (load.fixed_s + load.clocked_s / clock)
-        watts = power.mean_power_w(load, clock, static_w, exponent)
-        mean_w = float((watts * duration).sum() / duration.sum())
-    return clock, static_w
+        watts = power.mean_power_w(load, np.ones_like(weight), static_w, exponent)
+        duration = weight * (load.fixed_s + load.clocked_s)
+        mean_w = float(np.minimum(watts, cap_w) @ duration / duration.sum())
+    static_w = power.static_power_w(p, mean_w)
+    return power.limited_clock(load, static_w, exponent, cap_w), static_w
 
 
 def _prediction(
@@ -212,6 +213,7 @@ def _prediction(
     limited_s = float(busy_s[costs.relative_clock < LIMITED_BELOW].sum())
     verdict = domain.examine(model, deployment, workload, profile, costs=costs, weight=weight)
     spread = float(np.exp(verdict.half_width))
+    parts = attribution.shares(schedule, costs)
     ttft_s, itl_s = latency.latencies(schedule, costs.step_s, costs.submit_s)
     requests, output_tokens = int(workload.requests), int(workload.output_tokens)
     simpler = baselines.estimate(costs, weight, profile.gpu, duration_s, energy_j)
@@ -233,9 +235,9 @@ def _prediction(
         output_tokens_per_s=output_tokens / duration_s,
         ttft_s=ttft_s,
         itl_s=itl_s,
-        phases=attribution.phases(schedule, costs),
+        phases=attribution.phases(schedule, costs, parts),
         components=_components(costs, weight),
-        bins=attribution.bins(workload, schedule, costs),
+        bins=attribution.bins(workload, schedule, costs, parts),
         flop_only=simpler["flop_only"],
         baselines=simpler,
         clock_hz=Clock(

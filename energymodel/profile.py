@@ -6,7 +6,7 @@ nothing else about the GPU. Every coefficient is an ``Estimate``; nothing is exe
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -32,13 +32,19 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredKriging:
-    """``Kriging`` as JSON holds it; ``points`` are in units of the length scales."""
+    """``Kriging`` as JSON holds it; ``points`` are in units of the length scales.
+
+    Hashed by identity: it is a cache key, and its thousands of numbers are never changed.
+    """
+
+    __hash__ = object.__hash__
 
     length_scales: tuple[float, ...]
     points: tuple[tuple[float, ...], ...]
     weights: tuple[float, ...]
     amplitude: float
 
+    @lru_cache(maxsize=64)  # noqa: B019 - profiles live as long as the process
     def unpack(self) -> Kriging:
         """Arrays for evaluation."""
         return Kriging(

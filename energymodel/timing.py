@@ -2,17 +2,23 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from energymodel import laws
 from energymodel.laws import Shapes, Timed
 from energymodel.ops import Op
-from energymodel.profile import OperationProfile, Profile
+from energymodel.profile import OperationProfile, Profile, StoredKriging
 from energymodel.steps import Floats
 
-# Beyond this many different shapes of one operation, its time is interpolated over a grid.
-MAX_DISTINCT = 256
+# Kinds whose residual, for given widths, is a curve over one axis: it is tabulated once, with
+# this many nodes to a doubling (finer than the correlation length by a factor of 16 and more).
+CURVE_AXIS: Mapping[str, str] = {"gemm": "m", "moe": "tokens"}
+NODES_PER_DOUBLING = 8
+CURVE_DOUBLINGS = 20
+# Rows of features that are interpolated at a time: bounds memory at any number of steps.
+BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,19 +39,25 @@ def op_times(
 def _op_time(op: Op, calibrated: OperationProfile, padded: Callable[[Floats], Floats]) -> OpTime:
     work = op.hbm_bytes
     active = work > 0
+    if active.all():
+        seconds, clocked = _evaluate(op.kind, law_shapes(op, padded), calibrated)
+        return OpTime(seconds=seconds, clocked=clocked)
     seconds, clocked = np.zeros_like(work), np.zeros_like(work)
     if active.any():
         shapes = law_shapes(op, padded)
-        s, c = _evaluate(op.kind, {k: v[active] for k, v in shapes.items()}, calibrated)
+        chosen = {k: v[active] if v.ndim else v for k, v in shapes.items()}
+        s, c = _evaluate(op.kind, chosen, calibrated)
         seconds[active], clocked[active] = s, c
     return OpTime(seconds=seconds, clocked=clocked)
 
 
 def law_shapes(op: Op, padded: Callable[[Floats], Floats]) -> dict[str, Floats]:
-    """What the law of ``op.kind`` reads, as arrays over steps."""
-    shapes = {k: v + np.zeros_like(op.hbm_bytes) for k, v in op.shape.items()}
+    """What the law of ``op.kind`` reads: arrays over steps, or scalars [] that all steps share."""
+    shapes = {k: np.asarray(v, dtype=np.float64) for k, v in op.shape.items()}
     if op.kind == "gemm":
-        shapes["m"] = padded(shapes["m"])
+        # The LM head sees the sampled rows, which are gathered after the padded layers.
+        if op.component != "lm_head":
+            shapes["m"] = padded(shapes["m"])
         shapes["weight_bytes"] = shapes["n"] * shapes["k"] * shapes["weight_element_bytes"]
     elif op.kind == "moe":
         shapes["tokens"] = padded(shapes["tokens"])
@@ -55,17 +67,14 @@ def law_shapes(op: Op, padded: Callable[[Floats], Floats]) -> dict[str, Floats]:
 
 
 def _evaluate(kind: str, shapes: Shapes, calibrated: OperationProfile) -> tuple[Floats, Floats]:
-    """Law times residual, evaluated once for each distinct shape."""
-    table = np.stack(list(shapes.values()))
-    distinct, inverse = np.unique(table, axis=1, return_inverse=True)
-    one = dict(zip(shapes, distinct, strict=True))
+    """Law times residual: (seconds, seconds that stretch) of one call."""
     law = {name: estimate.value for name, estimate in calibrated.law.items()}
-    timed = laws.LAWS[kind](one, law)
+    timed = laws.LAWS[kind](shapes, law)
     seconds = timed.seconds
     if calibrated.residual is not None:
-        seconds = seconds * np.exp(_residual(kind, one, calibrated))
+        seconds = seconds * np.exp(_residual(kind, shapes, calibrated.residual))
     clocked = clocked_seconds(kind, timed, seconds) * calibrated.clock_share.value
-    return seconds[inverse], clocked[inverse]
+    return seconds, clocked
 
 
 def clocked_seconds(kind: str, timed: Timed, seconds: Floats) -> Floats:
@@ -79,18 +88,26 @@ def clocked_seconds(kind: str, timed: Timed, seconds: Floats) -> Floats:
     return seconds * (1.0 - timed.memory_s / timed.seconds)
 
 
-def _residual(kind: str, shapes: Mapping[str, Floats], calibrated: OperationProfile) -> Floats:
-    """Interpolated residual; over many shapes of one varying axis, from a grid on that axis."""
-    assert calibrated.residual is not None  # noqa: S101 (checked by the caller)
-    kriging = calibrated.residual.unpack()
+def _residual(kind: str, shapes: Shapes, residual: StoredKriging) -> Floats:
+    axis = CURVE_AXIS.get(kind)
+    if axis is not None:
+        widths = tuple((n, float(shapes[n].flat[0])) for n in laws.WIDTHS[kind])
+        nodes, values = _curve(residual, kind, widths)
+        return np.interp(np.log2(shapes[axis]), nodes, values)
     features = laws.features(kind, shapes)
-    if len(features) <= MAX_DISTINCT:
-        return kriging.mean(features)
-    varying = [i for i in range(features.shape[1]) if np.ptp(features[:, i]) > 0]
-    if len(varying) != 1:
-        return kriging.mean(features)
-    axis = features[:, varying[0]]
-    grid = np.linspace(axis.min(), axis.max(), MAX_DISTINCT)
-    nodes = np.repeat(features[:1], MAX_DISTINCT, axis=0)
-    nodes[:, varying[0]] = grid
-    return np.interp(axis, grid, kriging.mean(nodes))
+    kriging = residual.unpack()
+    blocks = [
+        kriging.mean(features[i : i + BLOCK_ROWS]) for i in range(0, len(features), BLOCK_ROWS)
+    ]
+    return np.concatenate(blocks)
+
+
+@lru_cache(maxsize=1024)
+def _curve(
+    residual: StoredKriging, kind: str, widths: tuple[tuple[str, float], ...]
+) -> tuple[Floats, Floats]:
+    """Residual over log2 of the curve's axis, for one set of widths: (nodes, values)."""
+    nodes = np.linspace(0.0, CURVE_DOUBLINGS, CURVE_DOUBLINGS * NODES_PER_DOUBLING + 1)
+    shapes = {name: np.full_like(nodes, value) for name, value in widths}
+    shapes[CURVE_AXIS[kind]] = np.exp2(nodes)
+    return nodes, residual.unpack().mean(laws.features(kind, shapes))

@@ -13,6 +13,7 @@ from energymodel.deployment import Deployment
 from energymodel.find_model import find_model
 from energymodel.ops import lower
 from energymodel.predict import OpCost, StepCosts
+from energymodel.prediction import BinEnergy, PhaseEnergy
 from energymodel.serving import Milestones, Schedule, schedule_offline
 from energymodel.steps import Chunks, Steps
 from energymodel.workload import Bin, Workload
@@ -47,6 +48,14 @@ def costs_of(steps: Steps, joules: dict[str, float], overhead_j: float = 0.0) ->
     )
 
 
+def phases_of(schedule: Schedule, costs: StepCosts) -> dict[str, PhaseEnergy]:
+    return attribution.phases(schedule, costs, attribution.shares(schedule, costs))
+
+
+def bins_of(workload: Workload, schedule: Schedule, costs: StepCosts) -> tuple[BinEnergy, ...]:
+    return attribution.bins(workload, schedule, costs, attribution.shares(schedule, costs))
+
+
 # One chunk of 6 tokens after 4 others (pairs 5+6+7+8+9+10 = 45) and two sequences decoding after
 # 14 tokens (15 keys each): 6 + 2 tokens, 1 + 2 sampled rows, 1 + 2 sequences.
 MIXED = steps_of(([(6, 4, 1, 1)], [(14.0, 2)]))
@@ -64,7 +73,7 @@ MIXED = steps_of(([(6, 4, 1, 1)], [(14.0, 2)]))
     ],
 )
 def test_an_operation_goes_by_what_is_asked_of_it(name: str, prefill: float) -> None:
-    phases = attribution.phases(a_schedule(MIXED), costs_of(MIXED, {name: 8.0}))
+    phases = phases_of(a_schedule(MIXED), costs_of(MIXED, {name: 8.0}))
     assert phases["prefill"].energy_j == pytest.approx(8 * prefill)
     assert phases["decode"].energy_j == pytest.approx(8 * (1 - prefill))
     assert phases["prefill"].duration_s == pytest.approx(0.08 * prefill)
@@ -73,7 +82,7 @@ def test_an_operation_goes_by_what_is_asked_of_it(name: str, prefill: float) -> 
 
 
 def test_overhead_goes_by_sequences() -> None:
-    phases = attribution.phases(a_schedule(MIXED), costs_of(MIXED, {}, overhead_j=9.0))
+    phases = phases_of(a_schedule(MIXED), costs_of(MIXED, {}, overhead_j=9.0))
     assert phases["prefill"].energy_j == pytest.approx(3.0)
     assert phases["decode"].energy_j == pytest.approx(6.0)
 
@@ -96,7 +105,7 @@ def test_bins_share_attention_by_pairs_and_products_by_tokens() -> None:
         )
     )
     costs = costs_of(steps, {"attention_prefill": 51.0, "o_proj": 12.0, "lm_head": 2.0})
-    short, long = attribution.bins(workload, a_schedule(steps), costs)
+    short, long = bins_of(workload, a_schedule(steps), costs)
     idle_j = 15.0
     assert short.energy_j == pytest.approx(6 + 3 + 1 + idle_j)
     assert long.energy_j == pytest.approx(45 + 9 + 1 + idle_j)
@@ -137,8 +146,8 @@ def test_nothing_is_lost_and_nothing_is_negative(
         submit_j=60.0,
     )
     total_j = float(run.steps.weight @ costs.step_j) + 60.0
-    phases = attribution.phases(run, costs)
-    by_bin = attribution.bins(workload, run, costs)
+    phases = phases_of(run, costs)
+    by_bin = bins_of(workload, run, costs)
     assert sum(p.energy_j for p in phases.values()) == pytest.approx(total_j)
     assert sum(b.energy_j for b in by_bin) == pytest.approx(total_j)
     idle_j = phases["idle"].energy_j

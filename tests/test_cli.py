@@ -267,7 +267,7 @@ def test_measure_hands_over_to_the_measurement(run: Run, monkeypatch: Any) -> No
         seen.update(options, args=args)
 
     a_module(monkeypatch, "calibration.gpu", find_gpu=lambda gpu: f"sensor of {gpu}")
-    a_module(monkeypatch, "calibration.measure", measure=measure)
+    a_module(monkeypatch, "calibration.measure", measure_all=measure)
     command = ("measure", *PREDICT[1:], "--out", "new.jsonl", "--max-num-seqs", "8")
     status, out, err = run(*command)
     assert (status, out) == (0, "")
@@ -278,6 +278,7 @@ def test_measure_hands_over_to_the_measurement(run: Run, monkeypatch: Any) -> No
     assert seen["out"] == Path("new.jsonl")
     assert seen["args"][0] == "Qwen/Qwen3-8B"
     assert seen["args"][1]["hidden_size"] == 4096
+    assert [w.requests for w in seen["args"][2]] == [64]
     for out_path in (".", "absent/new.jsonl"):
         status, _, err = run(*command, "--out", out_path)
         assert status == 2

@@ -416,7 +416,8 @@ def test_what_is_fitted_is_what_is_predicted() -> None:
         assert t.weight_bytes + t.row_bytes == pytest.approx(op.hbm_bytes), name
         predicted = law_shapes(op, lambda m: m)
         for key in t.shapes.keys() & predicted.keys():
-            assert t.shapes[key] == pytest.approx(predicted[key]), f"{name}: {key}"
+            same = np.broadcast_to(predicted[key], t.shapes[key].shape)
+            assert t.shapes[key] == pytest.approx(same), f"{name}: {key}"
         law = LAW[op.kind]
         seconds = [laws.LAWS[op.kind](shapes, law).seconds for shapes in (t.shapes, predicted)]
         assert seconds[0] == pytest.approx(seconds[1]), name
@@ -520,16 +521,14 @@ def test_no_observations_are_refused(tmp_path: Path) -> None:
         fit_profile(tmp_path / "o.jsonl", None, "h200")
 
 
-@pytest.mark.parametrize(
-    "op", ["idle", "gemm", "attention", "moe", "rms_norm", "embedding", "sampling"]
-)
-def test_a_missing_kind_is_named(op: str, tmp_path: Path) -> None:
-    shapes = {g.op: g.shapes[0] for g in GRIDS}
-    ops = [observation(name, shape, "burst") for name, shape in shapes.items() if name != op]
-    if op != "idle":
+@pytest.mark.parametrize("kind", ["idle", *KINDS])
+def test_a_missing_kind_is_named(kind: str, tmp_path: Path) -> None:
+    some = [(g.op, shape) for g in GRIDS for shape in g.shapes if kind_of(g.op, shape) != kind]
+    ops = [observation(op, shape, "burst") for op, shape in some]
+    if kind != "idle":
         ops.append(observation("idle", {}, "idle"))
     path = write(tmp_path / "o.jsonl", ops)
-    with pytest.raises(InputError, match=f"no observation of '{op}'"):
+    with pytest.raises(InputError, match=f"no observation of {kind},"):
         fit_profile(path, None, "h200")
 
 
@@ -538,10 +537,6 @@ def test_an_unknown_gpu_is_refused(tmp_path: Path) -> None:
         fit_profile(tmp_path / "o.jsonl", None, "b9000")
 
 
-CRASHES = pytest.mark.xfail(raises=(KeyError, ValueError, TypeError), reason="no sentence yet")
-
-
-@CRASHES
 @pytest.mark.parametrize("single", [True, False], ids=["decode", "prefill"])
 def test_attention_of_one_kind_only_is_refused(single: bool, tmp_path: Path) -> None:
     seen = [o for o in simulate() if o.op != "attention" or (o.shape["tokens"] == 1) != single]
@@ -550,14 +545,12 @@ def test_attention_of_one_kind_only_is_refused(single: bool, tmp_path: Path) -> 
         fit_profile(path, None, "h200")
 
 
-@CRASHES
 def test_times_without_energies_are_refused(tmp_path: Path) -> None:
     seen = [o for o in simulate() if o.mode in ("burst", "idle")]
     with pytest.raises(InputError, match="window"):
         fit_profile(write(tmp_path / "o.jsonl", seen), None, "h200")
 
 
-@CRASHES
 def test_runs_of_one_model_are_enough() -> None:
     cases = simulated_cases(RUN_MODELS[:1])
     assert fit_engine(cases, profiles.load("h200")).engine["step_s"].value > 0

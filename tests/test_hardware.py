@@ -50,7 +50,6 @@ def test_a_datasheet_survives_json() -> None:
     assert again == gpu
 
 
-@pytest.mark.xfail(reason="fields of dataclasses are not named in messages yet")
 def test_a_missing_fact_is_named() -> None:
     for field in GpuSpec.__dataclass_fields__:
         facts = {k: v for k, v in asdict(hardware.load("h200")).items() if k != field}

@@ -294,10 +294,10 @@ def test_two_steps_together_equal_each_alone(
     for i, op in enumerate(together):
         for row in range(2):
             alone = apart[row][i]
-            assert replace(op, flop=0, hbm_bytes=0, shape={}) == replace(
-                alone, flop=0, hbm_bytes=0, shape={}
-            )
+            without = {"flop": 0, "hbm_bytes": 0, "weight_bytes": 0, "shape": {}}
+            assert replace(op, **without) == replace(alone, **without)
             assert op.flop[row] == alone.flop[0]
+            assert op.weight_bytes[row] == pytest.approx(alone.weight_bytes[0], rel=1e-14)
             # The power in the expected number of experts is not the same to the last bit when
             # numpy evaluates several at once.
             assert op.hbm_bytes[row] == pytest.approx(alone.hbm_bytes[0], rel=1e-14)

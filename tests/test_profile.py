@@ -135,7 +135,6 @@ def with_value(value: object, *keys: str) -> Callable[[Plain], None]:
     return change
 
 
-UNNAMED = pytest.mark.xfail(reason="fields of dataclasses are not named in messages yet")
 HOSTILE = {
     "no power": (without("power"), "power is missing"),
     "no coefficient": (without("power", "exponent"), "power.exponent is missing"),
@@ -153,15 +152,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=UNNAMED)
-        if name in ("no power", "no coefficient", "no standard error", "domain of three")
-        else name
-        for name in HOSTILE
-    ],
-)
+@pytest.mark.parametrize("name", HOSTILE)
 def test_a_broken_profile_is_refused_by_its_field(name: str, tmp_path: Path) -> None:
     change, message = HOSTILE[name]
     plain = json.loads(io.dumps(SHIPPED[0]))
