@@ -101,6 +101,9 @@ def _table(rows: Sequence[tuple[Run, ModelSpec, Prediction]]) -> list[str]:
     for run, _, p in rows:
         if run.model not in warned:
             groups.setdefault("**all without a kernel warning**", []).append((run, _, p))
+            groups.setdefault(f"**all {_.regime} without a kernel warning**", []).append(
+                (run, _, p)
+            )
     for name, group in sorted(groups.items(), key=lambda item: (item[0].startswith("*"), item[0])):
         energy = np.array([p.energy_j / run.energy_j - 1 for run, _, p in group])
         duration = np.array([p.duration_s / run.duration_s - 1 for run, _, p in group])

@@ -90,7 +90,8 @@ def limited_clock(
         core_j = load.core_j * clock**exponent
         excess = core_j + load.hbm_j - allowed_w * (load.fixed_s + load.clocked_s / clock)
         slope = exponent * core_j / clock + allowed_w * load.clocked_s / clock**2
-        step = np.divide(excess, slope, out=np.zeros_like(clock), where=slope > 0)
+        with np.errstate(over="ignore"):  # a flat curve sends the step out of the bracket: clip
+            step = np.divide(excess, slope, out=np.zeros_like(clock), where=slope > 0)
         clock = np.clip(clock - step, low, high)
     lowest = np.full_like(clock, MIN_RELATIVE_CLOCK)
     held = mean_power_w(load, lowest, static_w, exponent) <= cap_w

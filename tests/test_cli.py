@@ -278,7 +278,7 @@ def test_measure_hands_over_to_the_measurement(run: Run, monkeypatch: Any) -> No
     assert seen["out"] == Path("new.jsonl")
     assert seen["args"][0] == "Qwen/Qwen3-8B"
     assert seen["args"][1]["hidden_size"] == 4096
-    assert [w.requests for w in seen["args"][2]] == [64]
+    assert [w.requests for w in seen["args"][2]] == [3]
     for out_path in (".", "absent/new.jsonl"):
         status, _, err = run(*command, "--out", out_path)
         assert status == 2

@@ -125,7 +125,8 @@ def test_shapes_of_a_dense_step_by_hand() -> None:
         "lm_head": {"m": 3, "n": 32, "k": 8, "weight_element_bytes": 2},
         "attention_prefill": heads
         | {"tokens": 3, "pairs": 12, "kv_tokens": 5, "num_seqs": 1, "max_chunk": 3},
-        "attention_decode": heads | {"num_seqs": 2, "kv_tokens": 12},
+        # two sequences of 6 keys: one block of 128 each
+        "attention_decode": heads | {"num_seqs": 2, "kv_tokens": 12, "block_tokens": 256},
         "rotary": {"rows": 5, "width": 12, "bytes": 240},
     }
 
