@@ -47,7 +47,7 @@ def main() -> None:
         "",
         "## Models that no fit has seen",
         "",
-        "Measured after the calibration, on another board of the same GPU, and used for nothing",
+        "Measured after the calibration, on a board whose energy no fit has seen, and used for nothing",
         "but this table.",
         "",
         *_table([(run, model, predict(model, run.deployment, run.workload, shipped)) for run, model in unseen]),

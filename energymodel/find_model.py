@@ -122,11 +122,18 @@ def _fetched(repo: str) -> Path | None:
         return None
     try:
         from huggingface_hub import hf_hub_download
+        from huggingface_hub.constants import ENDPOINT
         from huggingface_hub.errors import EntryNotFoundError, GatedRepoError
         from huggingface_hub.utils import disable_progress_bars
     except ImportError:
         return None
     disable_progress_bars()
+    import logging
+
+    # The client retries for half a minute, and says so, where there is no network at all.
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    if not _reachable(ENDPOINT):
+        raise InputError(_unknown(repo))
     try:
         return Path(hf_hub_download(repo, "config.json"))
     except GatedRepoError as error:
@@ -136,6 +143,21 @@ def _fetched(repo: str) -> Path | None:
         ) from error
     except (OSError, ValueError, EntryNotFoundError) as error:
         raise InputError(_unknown(repo)) from error
+
+
+def _reachable(endpoint: str, timeout_s: float = 3.0) -> bool:
+    """Whether a connection can be opened; with a proxy only the client itself can tell."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
+        return True
+    import socket
+    from urllib.parse import urlsplit
+
+    address = urlsplit(endpoint)
+    try:
+        with socket.create_connection((address.hostname, address.port or 443), timeout_s):
+            return True
+    except OSError:
+        return False
 
 
 def _unknown(name: str) -> str:

@@ -120,17 +120,19 @@ def test_the_local_cache(
     assert "not in the zoo" in refusal("org/new-model")
 
 
-def a_hub(monkeypatch: pytest.MonkeyPatch, download: object) -> None:
+def a_hub(monkeypatch: pytest.MonkeyPatch, download: object, *, online: bool = True) -> None:
     """Install a stand-in for huggingface_hub."""
-    hub, errors, utils = (
-        ModuleType(f"huggingface_hub{part}") for part in ("", ".errors", ".utils")
+    hub, constants, errors, utils = (
+        ModuleType(f"huggingface_hub{part}") for part in ("", ".constants", ".errors", ".utils")
     )
+    constants.ENDPOINT = "https://hub.example"  # type: ignore[attr-defined]
+    monkeypatch.setattr("energymodel.find_model._reachable", lambda _: online)
     hub.hf_hub_download = download  # type: ignore[attr-defined]
     errors.GatedRepoError = type("GatedRepoError", (OSError,), {})  # type: ignore[attr-defined]
     errors.EntryNotFoundError = type("EntryNotFoundError", (Exception,), {})  # type: ignore[attr-defined]
     utils.disable_progress_bars = lambda: None  # type: ignore[attr-defined]
     hub.errors = errors  # type: ignore[attr-defined]
-    for module in (hub, errors, utils):
+    for module in (hub, constants, errors, utils):
         monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
@@ -170,3 +172,10 @@ def test_a_fetch_that_fails_is_one_sentence(
 
     a_hub(monkeypatch, download)
     assert reason in refusal("org/new-model")
+
+
+def test_without_a_network_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    a_hub(monkeypatch, lambda *args: asked.append(args), online=False)
+    assert "nor could it be fetched" in refusal("org/new-model")
+    assert asked == []
