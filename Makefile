@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: predict test lint types bench fit clean
+.PHONY: predict test lint types clean
 .DELETE_ON_ERROR:
 
 .venv/base: pyproject.toml

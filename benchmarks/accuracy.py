@@ -48,7 +48,8 @@ def main() -> None:
         "## Models that no fit has seen",
         "",
         "Measured after the calibration, on a board whose energy no fit has seen, and used for nothing",
-        "but this table.",
+        "but this table; with one exception: the width of the interval for kernels that were not",
+        "calibrated was chosen from the one such model here, which is left out of the coverage.",
         "",
         *_table([(run, model, predict(model, run.deployment, run.workload, shipped)) for run, model in unseen]),
         "",
@@ -98,24 +99,24 @@ def _table(rows: Sequence[tuple[Run, ModelSpec, Prediction]]) -> list[str]:
         groups.setdefault(row[0].model, []).append(row)
         groups.setdefault(f"**all {row[1].regime}**", []).append(row)
     warned = {run.model for run, _, p in rows if any("not calibrated" in w for w in p.warnings)}
-    for run, _, p in rows:
+    for run, model, p in rows:
         if run.model not in warned:
-            groups.setdefault("**all without a kernel warning**", []).append((run, _, p))
-            groups.setdefault(f"**all {_.regime} without a kernel warning**", []).append(
-                (run, _, p)
-            )
+            for name in ("all", f"all {model.regime}"):
+                row = (run, model, p)
+                groups.setdefault(f"**{name} without a kernel warning**", []).append(row)
     for name, group in sorted(groups.items(), key=lambda item: (item[0].startswith("*"), item[0])):
         energy = np.array([p.energy_j / run.energy_j - 1 for run, _, p in group])
         duration = np.array([p.duration_s / run.duration_s - 1 for run, _, p in group])
+        fair = [row for row in group if row[0].model not in warned]
         inside = [
-            p.energy_interval_j[0] <= r.energy_j <= p.energy_interval_j[1] for r, _, p in group
+            p.energy_interval_j[0] <= r.energy_j <= p.energy_interval_j[1] for r, _, p in fair
         ]
         flop = np.array([p.flop_only.energy_j / run.energy_j - 1 for run, _, p in group])
         mark = " (warned: another kernel)" if name in warned else ""
         lines.append(
             f"| {name}{mark} | {len(group)} | {_percent(np.median(abs(energy)))} | "
             f"{_percent(np.quantile(abs(energy), 0.9))} | {np.median(energy):+.1%} | "
-            f"{_percent(np.median(abs(duration)))} | {np.mean(inside):.0%} | "
+            f"{_percent(np.median(abs(duration)))} | {f'{np.mean(inside):.0%}' if inside else '(chosen from it)'} | "
             f"{_percent(np.median(abs(flop)))} |"
         )
     return lines

@@ -34,6 +34,7 @@ from energymodel.errors import InputError
 from energymodel.find_model import find_model
 from energymodel.io import Run, read_runs
 from energymodel.kriging import Kriging
+from energymodel.laws import domain_axes
 from energymodel.model import ModelSpec
 from energymodel.profile import (
     Accuracy,
@@ -48,19 +49,15 @@ Array = NDArray[np.float64]
 
 # Kinds too small to have energy windows over several shapes share those of elementwise work.
 SHARED_ENERGY = {"gather": "elementwise", "sampling": "elementwise"}
-# Shape axes by which a prediction is checked against what was calibrated.
-DOMAIN_AXES: Mapping[str, tuple[str, ...]] = {
-    "gemm": ("m", "n", "k"),
-    "decode_attention": ("num_seqs", "heads", "kv_heads"),
-    "prefill_attention": ("tokens", "heads", "kv_heads"),
-    "moe": ("tokens", "hidden_size", "intermediate_size", "num_experts", "top_k"),
-}
 # Axes of which each value is a kernel of its own.
 SIZE_AXES: Mapping[str, tuple[str, ...]] = {
     "decode_attention": ("head_dim",),
     "prefill_attention": ("head_dim",),
 }
 QUANTILE = 0.9
+# Median of a chi-squared variable with one degree of freedom: the median of the variances of
+# pairs is this share of their mean, and does not see the few odd ones.
+MEDIAN_CHI2 = 0.4549
 # With fewer runs that recorded a temperature, that of an air-cooled H200 is assumed.
 LEAST_TEMPERATURES = 3
 # Significant digits of stored interpolation points and weights; more only makes files longer.
@@ -131,8 +128,8 @@ def fit_all(observations: Path, runs: Path | None, gpu: str) -> Fit:
         return Fit(profile=profile, measured=(), engine=None)
     fitted = fit_engine(prepare(measured, profile), profile)
     regimes = [model.regime for _, model in measured]
-    boards = [str(run.extra.get("board", "")) for run, _ in measured]
-    whole = replace(profile, engine=fitted.engine, accuracy=_accuracy(fitted, regimes, boards))
+    accuracy = _accuracy(fitted, regimes, seen)
+    whole = replace(profile, engine=fitted.engine, accuracy=accuracy)
     return Fit(profile=whole, measured=tuple(measured), engine=fitted)
 
 
@@ -169,14 +166,14 @@ def _fit_power(
 
 def _operation(t: Table, time: TimeFit, fitted: PowerFit, held_out: Array) -> OperationProfile:
     bursts = full_clock(t)
-    axes = DOMAIN_AXES.get(t.kind, ())
+    axes = domain_axes(t.kind, t.shapes)
     return OperationProfile(
         law=time.law,
         clock_share=fitted.clock_share,
         energy=fitted.energy,
         domain={
-            axis: (float(t.shapes[axis][bursts].min()), float(t.shapes[axis][bursts].max()))
-            for axis in axes
+            axis: (float(values[bursts].min()), float(values[bursts].max()))
+            for axis, values in axes.items()
         },
         sizes={
             axis: tuple(float(v) for v in np.unique(t.shapes[axis][bursts]))
@@ -222,21 +219,19 @@ def _power(
     static: Static, exponent: Estimate, share: Estimate, runs: Sequence[Run]
 ) -> PowerProfile:
     """Static power, and the temperature that whole runs settle at."""
-    watts = np.array([run.energy_j / run.duration_s for run in runs] or [100.0, 700.0])
-    celsius = np.array(
-        [float(str(run.extra.get("temperature_c", "nan"))) for run in runs] or [33.0, 56.0]
-    )
+    watts = np.array([run.energy_j / run.duration_s for run in runs])
+    celsius = np.array([float(str(run.extra.get("temperature_c", "nan"))) for run in runs])
     known = np.isfinite(celsius)
     if known.sum() < LEAST_TEMPERATURES:
-        watts, celsius = np.array([100.0, 700.0]), np.array([33.0, 56.0])
-        known = np.ones(2, dtype=bool)
-    slope, level = np.polyfit(watts[known], celsius[known], 1)
-    spread = float(np.std(celsius[known] - level - slope * watts[known]))
+        (slope, level), (slope_error, level_error) = (0.038, 29.0), (0.0, 0.0)
+    else:
+        (slope, level), covariance = np.polyfit(watts[known], celsius[known], 1, cov=True)
+        slope_error, level_error = np.sqrt(np.diag(covariance))
     return PowerProfile(
         static_w=static.watts,
         static_w_per_c=static.watts_per_c,
-        ambient_c=Estimate(value=float(level), stderr=spread, unit="degC"),
-        c_per_w=Estimate(value=float(slope), stderr=0.0, unit="degC/W"),
+        ambient_c=Estimate(value=float(level), stderr=float(level_error), unit="degC"),
+        c_per_w=Estimate(value=float(slope), stderr=float(slope_error), unit="degC/W"),
         exponent=exponent,
         limit_share=share,
     )
@@ -250,24 +245,30 @@ def _unknown_accuracy() -> Accuracy:
     )
 
 
-def _accuracy(fitted: EngineFit, regimes: Sequence[str], boards: Sequence[str]) -> Accuracy:
+def _accuracy(fitted: EngineFit, regimes: Sequence[str], seen: Sequence[Observation]) -> Accuracy:
     energy, duration = np.abs(fitted.energy_error), np.abs(fitted.duration_error)
     of = {name: np.array([r == name for r in regimes]) for name in ("dense", "moe")}
     known = {name: mask if mask.any() else np.ones_like(mask) for name, mask in of.items()}
     return Accuracy(
         energy_quantile={n: float(np.quantile(energy[m], QUANTILE)) for n, m in known.items()},
         duration_quantile={n: float(np.quantile(duration[m], QUANTILE)) for n, m in known.items()},
-        board_energy=_between(fitted.energy_error, boards),
-        board_duration=_between(fitted.duration_error, boards),
+        board_energy=_between_boards(seen, "energy"),
+        board_duration=_between_boards(seen, "time"),
         runs=len(energy),
     )
 
 
-def _between(errors: np.ndarray[Any, Any], boards: Sequence[str]) -> float:
-    """Standard deviation of the boards' median errors."""
-    names = np.array(boards)
-    medians = [float(np.median(errors[names == b])) for b in sorted(set(boards))]
-    return float(np.std(medians, ddof=1)) if len(medians) > 1 else 0.0
+def _between_boards(seen: Sequence[Observation], what: str) -> float:
+    """Standard deviation between boards of the log of the same sustained operation."""
+    values: dict[str, dict[str, float]] = {}
+    for o in seen:
+        if o.mode == "sustained" and o.energy_j is not None and o.calls:
+            value = o.energy_j / o.calls if what == "energy" else o.call_s
+            values.setdefault(f"{o.op}{sorted(o.shape.items())}", {})[o.board] = float(
+                np.log(value)
+            )
+    pairs = [np.var(list(v.values()), ddof=1) for v in values.values() if len(v) > 1]
+    return float(np.sqrt(np.median(pairs) / MEDIAN_CHI2)) if pairs else 0.0
 
 
 def _provenance(

@@ -19,7 +19,7 @@ import statsmodels.api as sm
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar, nnls
 
-from calibration.fit_time import TimeFit, law_seconds
+from calibration.fit_time import FULL_CLOCK_HZ, TimeFit, law_seconds
 from calibration.observations import Observation
 from calibration.tables import Table
 from energymodel import laws
@@ -94,11 +94,15 @@ def fit_static(observations: Sequence[Observation]) -> Static:
     idle = [o for o in observations if o.mode == "idle"]
     watts = np.array([(o.energy_j or 0.0) / (o.duration_s or 1.0) for o in idle])
     celsius = np.array([o.temperature_c for o in idle], dtype=np.float64)
-    result = sm.OLS(watts, sm.add_constant(celsius)).fit()
-    (level, slope), (level_error, slope_error) = result.params, result.bse
+    boards = np.array([o.board for o in idle])
+    names = sorted(set(boards))
+    each = np.array([[float(b == name) for name in names] for b in boards])
+    result = sm.OLS(watts, np.column_stack([each, celsius])).fit()
+    levels, slope = result.params[:-1], result.params[-1]
+    spread = float(np.std(levels, ddof=1)) if len(names) > 1 else float(result.bse[0])
     return Static(
-        watts=Estimate(value=float(level), stderr=float(level_error), unit="W"),
-        watts_per_c=Estimate(value=float(slope), stderr=float(slope_error), unit="W/degC"),
+        watts=Estimate(value=float(np.mean(levels)), stderr=spread / len(names) ** 0.5, unit="W"),
+        watts_per_c=Estimate(value=float(slope), stderr=float(result.bse[-1]), unit="W/degC"),
     )
 
 
@@ -138,7 +142,7 @@ def _full_clock_seconds(table: Table, chosen: NDArray[np.bool_], time_fit: TimeF
     seconds = law_seconds(table.kind, shapes, time_fit.law, time_fit.residual)
     bursts: dict[str, list[float]] = {}
     for o in table.observations:
-        if o.mode == "burst" and (o.sm_clock_hz or 0) >= 1.95e9:
+        if o.mode == "burst" and (o.sm_clock_hz or 0) >= FULL_CLOCK_HZ:
             bursts.setdefault(_key(o), []).append(o.call_s)
     rows = [o for o, c in zip(table.observations, chosen, strict=True) if c]
     return np.array(

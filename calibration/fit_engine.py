@@ -147,14 +147,18 @@ def log_errors(stack: Stack, cases: Sequence[Case], profile: Profile) -> tuple[A
     limit_w = np.array([c.run.deployment.power_limit_w or profile.gpu.power_limit_w for c in cases])
     cap_w, exponent = p.limit_share.value * limit_w, p.exponent.value
     mean_w = cap_w
-    for _ in range(THERMAL_ROUNDS):
+    full_s = stack.weight * (load.fixed_s + load.clocked_s)
+    for _ in range(THERMAL_ROUNDS):  # as in ``predict.settle``, for all runs at once
         static_w = power.static_power_w(p, mean_w)
-        clock = power.limited_clock(load, static_w[stack.case], exponent, cap_w[stack.case])
-        step_s = stack.weight * (load.fixed_s + load.clocked_s / clock)
-        watts = power.mean_power_w(load, clock, static_w[stack.case], exponent)
-        energy_j = np.bincount(stack.case, watts * step_s, stack.runs) + static_w * submit_s
-        duration_s = np.bincount(stack.case, step_s, stack.runs) + submit_s
-        mean_w = energy_j / duration_s
+        watts = power.capped_power_w(load, static_w[stack.case], exponent, cap_w[stack.case])
+        energy_j = np.bincount(stack.case, watts * full_s, stack.runs) + static_w * submit_s
+        mean_w = energy_j / (np.bincount(stack.case, full_s, stack.runs) + submit_s)
+    static_w = power.static_power_w(p, mean_w)
+    clock = power.limited_clock(load, static_w[stack.case], exponent, cap_w[stack.case])
+    step_s = stack.weight * (load.fixed_s + load.clocked_s / clock)
+    watts = power.mean_power_w(load, clock, static_w[stack.case], exponent)
+    energy_j = np.bincount(stack.case, watts * step_s, stack.runs) + static_w * submit_s
+    duration_s = np.bincount(stack.case, step_s, stack.runs) + submit_s
     measured_s = np.array([c.run.duration_s for c in cases])
     measured_j = np.array([c.run.energy_j for c in cases])
     return np.log(measured_s / duration_s), np.log(measured_j / energy_j)

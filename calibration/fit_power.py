@@ -84,6 +84,15 @@ def refine(
         name: Estimate(value=float(np.exp(x)), stderr=float(np.exp(x) * e), unit=units[name])
         for name, x, e in zip(names, found, deviations, strict=True)
     }
+    # What the windows cannot see was only the prior speaking: it is nothing.
+    unseen = {
+        "flop_j": not w.flop.any(),
+        "weight_byte_j": not w.weight_bytes.any(),
+        "row_byte_j": not w.row_bytes.any(),
+        "clock_share": not w.clocked_s.any(),
+    }
+    for name in (n for n, nothing in unseen.items() if nothing):
+        fitted[name] = Estimate(value=0.0, stderr=0.0, unit=units[name])
     errors = _errors(w, values(found), cap_w)
     return PowerFit(
         energy={n: fitted[n] for n in FLOOR} | {"hbm_byte_j": start["hbm_byte_j"]},

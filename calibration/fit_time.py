@@ -21,7 +21,8 @@ FULL_CLOCK_HZ = 1.95e9
 ROBUST_AT = 0.05
 # A weak pull towards the starting values keeps parameters apart that the grid cannot tell apart.
 PRIOR_WEIGHT = 0.04
-# No parameter may leave its starting value by more than this (log): a factor of about 150.
+# A sharpness below 1 would make a smooth maximum larger than the sum. Otherwise,
+# no parameter may leave its starting value by more than this (log): a factor of about 150.
 REACH = 5.0
 FOLDS = 10
 # With fewer shape families than this, single observations are held out instead.
@@ -115,7 +116,17 @@ def _fit_law(kind: str, shapes: Mapping[str, Array], seconds: Array) -> dict[str
         error = np.log(laws.LAWS[kind](shapes, parameters).seconds / seconds)
         return np.concatenate([error, PRIOR_WEIGHT * (log_values - start)])
 
-    found, errors = robust_fit(residuals, start, data=len(seconds), outlier_at=ROBUST_AT, step=3e-3)
+    found, errors = robust_fit(
+        residuals,
+        start,
+        data=len(seconds),
+        outlier_at=ROBUST_AT,
+        lower=np.array(
+            [0.0 if n == "sharpness" else x - REACH for n, x in zip(names, start, strict=True)]
+        ),
+        upper=start + REACH,
+        step=3e-3,
+    )
     return {
         name: Estimate(
             value=float(np.exp(x)), stderr=float(np.exp(x) * e), unit=_UNITS.get(name, "1")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from energymodel.deployment import Deployment
+from energymodel.laws import domain_axes
 from energymodel.model import ModelSpec, Moe
-from energymodel.ops import Op
 from energymodel.power import MIN_RELATIVE_CLOCK
 from energymodel.profile import Profile
 from energymodel.steps import Floats
@@ -23,6 +23,9 @@ WIDER = 2.0
 OTHER_KERNEL = float(np.log(1.6))
 # A shape this little outside the calibrated range is still interpolation for a smooth law.
 SLACK = 1.25
+# A step whose launches take this share of it is at the mercy of the host; warn from this share of
+# the time on.
+HOST_BOUND, HOST_SHARE = 0.7, 0.2
 # Operations below this share of the energy do not decide it, nor does this share of an operation.
 NEGLIGIBLE = 0.02
 
@@ -50,15 +53,19 @@ def examine(
     and is widened where a warning says that the prediction reaches further.
     """
     kernels = _kernel_warnings(model, profile)
-    reach = _shape_warnings(profile, costs, weight) + _power_warnings(deployment, profile, costs)
+    reach = [
+        *_shape_warnings(profile, costs, weight),
+        *_power_warnings(deployment, profile, costs),
+        *_length_warnings(model, workload),
+        *_host_warnings(costs, weight),
+    ]
     half_width = profile.accuracy.energy_quantile[model.regime]
     if reach:
         half_width *= WIDER
     if kernels:
         half_width = max(half_width, OTHER_KERNEL)
-    notes = _length_warnings(model, workload)
-    if deployment.dtype == "float16":
-        notes.append("float16 is predicted with the coefficients measured in bfloat16.")
+    half = deployment.dtype == "float16"
+    notes = ["float16 is predicted with the coefficients measured in bfloat16."] if half else []
     return Verdict(half_width=half_width, warnings=tuple(kernels + reach + notes))
 
 
@@ -113,6 +120,20 @@ def _length_warnings(model: ModelSpec, workload: Workload) -> list[str]:
     ]
 
 
+def _host_warnings(costs: "StepCosts", weight: Floats) -> list[str]:
+    """Where the host's launches decide the duration, another host gives another duration."""
+    bound = costs.launch_s > HOST_BOUND * costs.step_s
+    share = float(weight[bound] @ costs.step_s[bound]) / float(weight @ costs.step_s)
+    if share < HOST_SHARE:
+        return []
+    return [
+        (
+            f"{share:.0%} of the time is near or at the speed at which the host launches "
+            "kernels, which differs between hosts."
+        )
+    ]
+
+
 def _shape_warnings(profile: Profile, costs: "StepCosts", weight: Floats) -> list[str]:
     """One sentence for each operation that matters and lies outside the calibrated shapes."""
     total_j = float(weight @ costs.step_j)
@@ -121,8 +142,10 @@ def _shape_warnings(profile: Profile, costs: "StepCosts", weight: Floats) -> lis
         step_j = weight * cost.energy_j
         if float(step_j.sum()) < NEGLIGIBLE * total_j:
             continue
+        shapes = {name: np.asarray(value) for name, value in cost.op.shape.items()}
+        axes = domain_axes(cost.op.kind, shapes)
         for axis, (low, high) in profile.operations[cost.op.kind].domain.items():
-            worst = _worst(cost.op, axis, low, high, step_j)
+            worst = _worst(axes[axis], low, high, step_j)
             if worst is not None:
                 seen.setdefault(
                     (cost.op.kind, axis),
@@ -132,9 +155,9 @@ def _shape_warnings(profile: Profile, costs: "StepCosts", weight: Floats) -> lis
     return list(seen.values())
 
 
-def _worst(op: Op, axis: str, low: float, high: float, step_j: Floats) -> float | None:
+def _worst(values: Floats, low: float, high: float, step_j: Floats) -> float | None:
     """The value furthest outside, if the steps outside carry a share of the operation's energy."""
-    values = np.asarray(op.shape[axis]) + np.zeros_like(step_j)
+    values = values + np.zeros_like(step_j)
     outside = (values > high * SLACK) | (values < low / SLACK)
     if float(step_j[outside].sum()) <= NEGLIGIBLE * float(step_j.sum()):
         return None

@@ -147,14 +147,18 @@ def _fetched(repo: str) -> Path | None:
 
 def _reachable(endpoint: str, timeout_s: float = 3.0) -> bool:
     """Whether a connection can be opened; with a proxy only the client itself can tell."""
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")):
-        return True
     import socket
     from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    if getproxies():
+        return True
 
     address = urlsplit(endpoint)
     try:
-        with socket.create_connection((address.hostname, address.port or 443), timeout_s):
+        with socket.create_connection(
+            (address.hostname, address.port or (80 if address.scheme == "http" else 443)), timeout_s
+        ):
             return True
     except OSError:
         return False

@@ -5,20 +5,23 @@ import numpy as np
 from energymodel.prediction import Latency
 from energymodel.serving import Schedule
 from energymodel.steps import Floats, Ints
+from energymodel.workload import Workload
 
 
 def latencies(
-    schedule: Schedule, step_s: Floats, submit_s: float
+    workload: Workload, schedule: Schedule, step_s: Floats, submit_s: float
 ) -> tuple[Latency | None, Latency | None]:
     """(TTFT over requests, ITL over output tokens); None where no token is produced.
 
     TTFT counts from submission, so it includes waiting in the queue. The time between two tokens
-    of a sequence is the duration of the step that makes the second one.
+    of a sequence is the duration of the step that makes the second one; the gap that a preemption
+    leaves in a sequence is not counted.
     """
     steps, milestones = schedule.steps, schedule.milestones
     ends = submit_s + np.cumsum(steps.weight * step_s)
-    sampled = steps.chunks.last.any() or steps.decodes.count.any()
-    ttft = _summary(ends[milestones.first_token_row], milestones.count) if sampled else None
+    produces = np.array([b.output_tokens > 0 for b in workload.bins])[milestones.bin]
+    first_s = ends[milestones.first_token_row[produces]]
+    ttft = _summary(first_s, milestones.count[produces]) if produces.any() else None
     tokens = steps.weight * steps.sum_decodes(np.ones_like(steps.decodes.context))
     itl = _summary(step_s, tokens) if tokens.any() else None
     return ttft, itl

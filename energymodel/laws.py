@@ -175,6 +175,20 @@ WIDTHS: Mapping[str, tuple[str, ...]] = {
 """Shape axes that are fixed by the model, for the kinds whose other axis is the tokens alone."""
 
 
+def domain_axes(kind: str, s: Shapes) -> dict[str, Floats]:
+    """What a prediction is compared in with the calibrated range; one array or scalar each."""
+    if kind in WIDTHS:
+        rows = "m" if kind == "gemm" else "tokens"
+        return {name: s[name] for name in (rows, *WIDTHS[kind])}
+    if kind == "decode_attention":
+        length = s["block_tokens"] / np.maximum(s["num_seqs"], 1.0)
+        return {n: s[n] for n in ("num_seqs", "heads", "kv_heads")} | {"keys_per_sequence": length}
+    if kind == "prefill_attention":
+        reach = s["pairs"] / np.maximum(s["tokens"], 1.0)
+        return {n: s[n] for n in ("tokens", "heads", "kv_heads")} | {"keys_per_query": reach}
+    return {}
+
+
 def features(kind: str, s: Shapes) -> NDArray[np.float64]:
     """Coordinates in which residuals of a law are smooth, log2; shape [n, d]."""
     if kind == "gemm":

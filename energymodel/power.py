@@ -98,6 +98,13 @@ def limited_clock(
     return np.where(free, 1.0, np.where(held, clock, lowest))
 
 
+def capped_power_w(
+    load: StepLoad, static_w: float | Floats, exponent: float, cap_w: float | Floats
+) -> Floats:
+    """Mean power of each step once limited: what it draws at full clock, or the cap."""
+    return np.minimum(mean_power_w(load, np.ones_like(load.core_j), static_w, exponent), cap_w)
+
+
 def static_power_w(p: PowerProfile, mean_w: W) -> W:
     """Static power at the temperature that ``mean_w`` settles at."""
     temperature_c = p.ambient_c.value + p.c_per_w.value * mean_w

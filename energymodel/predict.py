@@ -40,7 +40,8 @@ class OpCost:
 class StepCosts:
     """Time and energy of each step (one iteration), shape [n_steps], static power included.
 
-    ``overhead_*`` are inside ``step_*``: GPU time outside the layers and waiting for the host.
+    ``overhead_*`` are inside ``step_*``: GPU time outside the layers and waiting for the host,
+    whose launches take ``launch_s``.
     """
 
     ops: tuple[OpCost, ...]
@@ -49,6 +50,7 @@ class StepCosts:
     overhead_s: Floats
     overhead_j: Floats
     relative_clock: Floats
+    launch_s: Floats
     submit_s: float
     submit_j: float
 
@@ -156,7 +158,7 @@ def step_costs(
     engine = engine_time(model, deployment, steps, profile, workload)
     outside_w = profile.engine["outside_w"].value
     load, waiting_s = with_engine(wanted.load(), engine, outside_w)
-    clock, static_w = settle(load, steps.weight, deployment, profile)
+    clock, static_w = settle(load, steps.weight, engine.submit_s, deployment, profile)
     scale = clock**profile.power.exponent.value
     costs = []
     for op, time, core_j, hbm_j in zip(
@@ -174,13 +176,14 @@ def step_costs(
         overhead_s=overhead_s,
         overhead_j=overhead_j,
         relative_clock=clock,
+        launch_s=engine.launch_s,
         submit_s=engine.submit_s,
         submit_j=static_w * engine.submit_s,
     )
 
 
 def settle(
-    load: StepLoad, weight: Floats, deployment: Deployment, profile: Profile
+    load: StepLoad, weight: Floats, submit_s: float, deployment: Deployment, profile: Profile
 ) -> tuple[Floats, float]:
     """Relative clock of each step and the static power, at the temperature of the run."""
     p = profile.power
@@ -188,11 +191,11 @@ def settle(
     cap_w, exponent = p.limit_share.value * limit_w, p.exponent.value
     mean_w = cap_w
     for _ in range(THERMAL_ROUNDS):
-        # A limited step draws the cap, the others what they draw at full clock.
         static_w = power.static_power_w(p, mean_w)
-        watts = power.mean_power_w(load, np.ones_like(weight), static_w, exponent)
+        watts = power.capped_power_w(load, static_w, exponent, cap_w)
         duration = weight * (load.fixed_s + load.clocked_s)
-        mean_w = float(np.minimum(watts, cap_w) @ duration / duration.sum())
+        energy_j = float(watts @ duration) + static_w * submit_s
+        mean_w = energy_j / (float(duration.sum()) + submit_s)
     static_w = power.static_power_w(p, mean_w)
     return power.limited_clock(load, static_w, exponent, cap_w), static_w
 
@@ -214,7 +217,7 @@ def _prediction(
     verdict = domain.examine(model, deployment, workload, profile, costs=costs, weight=weight)
     spread = float(np.exp(verdict.half_width))
     parts = attribution.shares(schedule, costs)
-    ttft_s, itl_s = latency.latencies(schedule, costs.step_s, costs.submit_s)
+    ttft_s, itl_s = latency.latencies(workload, schedule, costs.step_s, costs.submit_s)
     requests, output_tokens = int(workload.requests), int(workload.output_tokens)
     simpler = baselines.estimate(costs, weight, profile.gpu, duration_s, energy_j)
     return Prediction(

@@ -43,6 +43,7 @@ def costs_of(steps: Steps, joules: dict[str, float], overhead_j: float = 0.0) ->
         overhead_s=np.full(steps.size, overhead_j / 100),
         overhead_j=np.full(steps.size, overhead_j),
         relative_clock=np.ones(steps.size),
+        launch_s=np.zeros(steps.size),
         submit_s=0.25,
         submit_j=30.0,
     )
@@ -142,6 +143,7 @@ def test_nothing_is_lost_and_nothing_is_negative(
         overhead_s=overhead_s,
         overhead_j=overhead_j,
         relative_clock=np.ones(run.steps.size),
+        launch_s=np.zeros(run.steps.size),
         submit_s=0.5,
         submit_j=60.0,
     )

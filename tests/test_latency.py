@@ -27,6 +27,10 @@ def schedule(
     )
 
 
+TALK = Workload(bins=(Bin(input_tokens=10, output_tokens=5, count=3),))
+SCORING = Workload(bins=(Bin(input_tokens=10, output_tokens=0, count=2),))
+
+
 def test_by_hand() -> None:
     # Two prompts in the first step, one more in the second, while the two decode; then all three.
     run = schedule(
@@ -36,7 +40,7 @@ def test_by_hand() -> None:
         first=[0, 1],
         count=[2, 1],
     )
-    ttft, itl = latencies(run, np.array([0.1, 0.2, 0.01]), submit_s=0.5)
+    ttft, itl = latencies(TALK, run, np.array([0.1, 0.2, 0.01]), submit_s=0.5)
     assert ttft is not None
     assert itl is not None
     assert ttft.mean == pytest.approx((0.6 + 0.6 + 0.8) / 3)
@@ -48,12 +52,12 @@ def test_by_hand() -> None:
 
 def test_scoring_has_no_tokens() -> None:
     run = schedule(([(10, 0, 2, 0)], []), first=[0], count=[2])
-    assert latencies(run, np.array([0.1]), submit_s=0.0) == (None, None)
+    assert latencies(SCORING, run, np.array([0.1]), submit_s=0.0) == (None, None)
 
 
 def test_a_single_token_has_no_distance() -> None:
     run = schedule(([(10, 0, 2, 1)], []), first=[0], count=[2])
-    ttft, itl = latencies(run, np.array([0.1]), submit_s=0.0)
+    ttft, itl = latencies(TALK, run, np.array([0.1]), submit_s=0.0)
     assert ttft is not None
     assert ttft.mean == pytest.approx(0.1)
     assert itl is None
@@ -77,7 +81,7 @@ def test_percentiles_are_in_order_and_within_the_run(
 ) -> None:
     run = schedule_offline(workload, Deployment(), 500_000)
     step_s = np.random.default_rng(seed).uniform(0.01, 0.1, run.steps.size)
-    ttft, itl = latencies(run, step_s, submit_s)
+    ttft, itl = latencies(workload, run, step_s, submit_s)
     assert ttft is not None
     total_s = submit_s + run.steps.weight @ step_s
     assert submit_s < ttft.p50 <= ttft.p90 <= ttft.p99 <= total_s * (1 + 1e-12)
@@ -91,10 +95,21 @@ def test_percentiles_are_in_order_and_within_the_run(
 def test_slower_steps_scale_both(workload: Workload, times: float) -> None:
     run = schedule_offline(workload, Deployment(), 500_000)
     step_s = np.linspace(0.01, 0.02, run.steps.size)
-    one, many = latencies(run, step_s, 0.0), latencies(run, times * step_s, 0.0)
+    one, many = (latencies(workload, run, t * step_s, 0.0) for t in (1.0, times))
     for a, b in zip(one, many, strict=True):
         assert (a is None) == (b is None)
         if a is not None and b is not None:
             assert (b.mean, b.p50, b.p99) == pytest.approx(
                 (times * a.mean, times * a.p50, times * a.p99)
             )
+
+
+def test_scoring_requests_do_not_count_as_first_tokens() -> None:
+    scoring = Bin(input_tokens=512, output_tokens=0, count=500)
+    workload = Workload(bins=(scoring, Bin(input_tokens=512, output_tokens=4, count=1)))
+    run = schedule_offline(workload, Deployment(), 500_000)
+    step_s = np.full(run.steps.size, 0.1)
+    ttft, _ = latencies(workload, run, step_s, 0.0)
+    assert ttft is not None
+    assert ttft.mean == ttft.p50 == ttft.p99
+    assert ttft.mean > 1.0
