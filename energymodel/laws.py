@@ -168,6 +168,28 @@ LAWS: Mapping[str, Callable[[Shapes, Parameters], Timed]] = {
 }
 
 
+PARAMETERS: Mapping[str, tuple[str, ...]] = {
+    "gemm": (
+        "launch_s", "bytes_per_s", "flop_per_s", "fill_k", "fill_tiles", "sharpness", "reduce_s",
+    ),
+    "decode_attention": (
+        "launch_s", "bytes_per_s", "block_s", "sharpness", "sm_bytes_per_s", "combine_s",
+        "block_share", "block_power",
+    ),
+    "prefill_attention": (
+        "launch_s", "flop_per_s", "softmax_dims", "block_s", "walk_share", "walk_power",
+        "sharpness", "bytes_per_s",
+    ),
+    "moe": (
+        "launch_s", "bytes_per_s", "flop_per_s", "fill_rows", "fill_k", "sharpness",
+        "hidden_passes", "inner_passes", "expert_s",
+    ),
+    "elementwise": ("launch_s", "bytes_per_s", "cache_bytes_per_s", "cache_bytes"),
+    "gather": ("launch_s", "bytes_per_s", "cache_bytes_per_s", "cache_bytes"),
+    "sampling": ("launch_s", "bytes_per_s", "cache_bytes_per_s", "cache_bytes"),
+}  # fmt: skip
+"""Parameters of each law; all are positive."""
+
 WIDTHS: Mapping[str, tuple[str, ...]] = {
     "gemm": ("n", "k"),
     "moe": ("hidden_size", "intermediate_size", "num_experts", "top_k"),

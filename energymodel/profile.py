@@ -4,7 +4,7 @@ A profile is a JSON file. ``calibration.fit`` writes it, ``load`` reads it, and 
 nothing else about the GPU. Every coefficient is an ``Estimate``; nothing is executed or unpickled.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib import resources
@@ -17,6 +17,17 @@ from energymodel import hardware
 from energymodel.errors import InputError
 from energymodel.hardware import GpuSpec
 from energymodel.kriging import Kriging
+from energymodel.laws import PARAMETERS
+
+# Names that a prediction looks up.
+ENGINE = (
+    "submit_s", "submit_request_s", "submit_token_s", "launch_graph_layer_s", "launch_layer_s",
+    "launch_experts_s", "launch_shared_expert_s", "launch_token_s", "step_s", "layer_s",
+    "sequence_s", "outside_w",
+)  # fmt: skip
+ENERGY = ("flop_j", "weight_byte_j", "row_byte_j", "busy_w", "hbm_byte_j")
+# Firmware holds power near the limit; far above it there is no limit.
+MOST_LIMIT_SHARE = 1.2
 
 Kind = Literal["measured", "transferred", "imported", "simulated"]
 
@@ -162,4 +173,47 @@ def _shipped(name: str) -> Profile:
 def _read(path: str) -> Profile:
     from energymodel.io import convert, read_json
 
-    return convert(read_json(path), Profile, path)
+    profile = convert(read_json(path), Profile, path)
+    for where, problem in _problems(profile):
+        raise InputError(f"{path}: {where} {problem}.")
+    return profile
+
+
+def _problems(profile: Profile) -> Iterator[tuple[str, str]]:
+    """What a prediction would stumble over: (field, what is wrong with it)."""
+    for name in ENGINE:
+        if name not in profile.engine:
+            yield f"engine.{name}", "is missing"
+    for regime in ("dense", "moe"):
+        if regime not in profile.accuracy.energy_quantile:
+            yield f"accuracy.energy_quantile.{regime}", "is missing"
+    if not 0 < profile.power.limit_share.value <= MOST_LIMIT_SHARE:
+        yield "power.limit_share.value", f"must be above 0 and at most {MOST_LIMIT_SHARE:g}"
+    for kind, names in PARAMETERS.items():
+        operation = profile.operations.get(kind)
+        if operation is None:
+            yield f"operations.{kind}", "is missing"
+        else:
+            yield from _operation_problems(f"operations.{kind}", operation, names)
+
+
+def _operation_problems(
+    where: str, operation: OperationProfile, names: tuple[str, ...]
+) -> Iterator[tuple[str, str]]:
+    for name in names:
+        if name not in operation.law:
+            yield f"{where}.law.{name}", "is missing"
+        elif operation.law[name].value <= 0:
+            yield f"{where}.law.{name}.value", "must be positive"
+    for name in ENERGY:
+        if name not in operation.energy:
+            yield f"{where}.energy.{name}", "is missing"
+        elif operation.energy[name].value < 0:
+            yield f"{where}.energy.{name}.value", "must not be negative"
+    if not 0 <= operation.clock_share.value <= 1:
+        yield f"{where}.clock_share.value", "must be from 0 to 1"
+    residual = operation.residual
+    if residual is not None:
+        widths = {len(residual.length_scales), *map(len, residual.points)}
+        if len(widths) != 1 or len(residual.points) != len(residual.weights):
+            yield f"{where}.residual", "must have one weight a point and one length scale an axis"

@@ -198,3 +198,38 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_number_that_is_none_is_never_written() -> None:
     with pytest.raises(WorkError, match="not finite"):
         io.dumps(Estimate(value=float("nan"), stderr=0.0, unit="W"))
+
+
+BROKEN = {
+    "no engine number": (without("engine", "step_s"), "engine.step_s is missing"),
+    "no operation": (without("operations", "gemm"), "operations.gemm is missing"),
+    "no law parameter": (
+        without("operations", "gemm", "law", "launch_s"),
+        "operations.gemm.law.launch_s is missing",
+    ),
+    "a rate of zero": (
+        with_value(0.0, "operations", "gemm", "law", "bytes_per_s", "value"),
+        "must be positive",
+    ),
+    "no accuracy": (without("accuracy", "energy_quantile", "moe"), "energy_quantile.moe"),
+    "a negative limit": (with_value(-1.0, "power", "limit_share", "value"), "limit_share"),
+    "energy from nothing": (
+        with_value(-1e-12, "operations", "moe", "energy", "flop_j", "value"),
+        "must not be negative",
+    ),
+    "too few length scales": (
+        with_value([1.0], "operations", "gemm", "residual", "length_scales"),
+        "operations.gemm.residual must have",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_a_prediction_would_stumble_over_is_refused(name: str, tmp_path: Path) -> None:
+    change, message = BROKEN[name]
+    plain = json.loads(io.dumps(SHIPPED[0]))
+    change(plain)
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(plain))
+    with pytest.raises(InputError, match=message):
+        profiles.load(None, path)
