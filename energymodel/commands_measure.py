@@ -35,13 +35,16 @@ def calibrate(source: str, runs: str | None, gpu: str, out: str) -> None:
     for path in (observations, whole):
         if path is not None and not path.is_file():
             raise InputError(f"{path} must be a file of JSON lines; there is none.")
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {out} must be a folder; it is a file.")
     try:
         from calibration.fit import fit_profile
     except ImportError as error:
         raise WorkError(_lacks("Refitting", "fit", error)) from error
     name = gpu_name(gpu)
     profile = fit_profile(observations, whole, name)
-    target = Path(out) / f"{name}.json"
+    target = folder / f"{name}.json"
     _write_whole(target, io.dumps(profile, indent=1) + "\n")
     click.echo(f"Wrote {target}", err=True)
 

@@ -43,7 +43,7 @@ def read_family(config: Mapping[str, object], name: str) -> tuple[ModelSpec, lis
     if model_type != "gpt_oss" and fields.has("quantization_config"):
         raise InputError(
             f"{name}: field 'quantization_config' is not supported for '{model_type}'; "
-            "use the configuration of the unquantised model and the quantization flag"
+            "use the configuration of the unquantised model"
         )
     return reader(fields, name)
 

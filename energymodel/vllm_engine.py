@@ -121,16 +121,18 @@ def kv_capacity_tokens(model: ModelSpec, deployment: Deployment, gpu: GpuSpec) -
     dtype = "bfloat16" if deployment.dtype == "auto" else deployment.dtype
     weights = model.weight_bytes(dtype=dtype, quantization=deployment.quantization)
     usable = deployment.gpu_memory_utilization * gpu.hbm_bytes
-    left = usable - weights - _activation_bytes(model, deployment) - NON_TORCH_BYTES
+    activations = _activation_bytes(model, deployment)
+    left = usable - weights - activations - NON_TORCH_BYTES
     kv_dtype = dtype if deployment.kv_cache_dtype == "auto" else deployment.kv_cache_dtype
     per_token = model.kv_bytes_per_token(dtype="fp8" if kv_dtype.startswith("fp8") else kv_dtype)
     tokens = int(left / per_token)
     if tokens < deployment.block_size:
         raise InputError(
-            f"model '{model.name}' does not fit one {gpu.full_name}: its weights take "
-            f"{weights / 1e9:.1f} GB of {usable / 1e9:.1f} GB usable "
-            f"(gpu_memory_utilization {deployment.gpu_memory_utilization:g}); "
-            "choose a smaller model or a narrower quantization."
+            f"model '{model.name}' does not fit one {gpu.full_name}: weights take "
+            f"{weights / 1e9:.1f} GB and the activations of a step {activations / 1e9:.1f} GB of "
+            f"{usable / 1e9:.1f} GB usable; choose a smaller model, lower max_num_batched_tokens "
+            f"and max_num_seqs, or raise gpu_memory_utilization "
+            f"({deployment.gpu_memory_utilization:g})."
         )
     return tokens
 

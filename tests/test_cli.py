@@ -487,5 +487,10 @@ def test_the_output_folder_cannot_be_written(run: Run, monkeypatch: Any) -> None
     status, out, err = run(
         "calibrate", "--from", "runs.jsonl", "--gpu", "h200", "--out", "bins.json"
     )
+    assert (status, out) == (2, "")
+    assert "--out bins.json must be a folder" in one_sentence(err)
+    status, out, err = run(
+        "calibrate", "--from", "runs.jsonl", "--gpu", "h200", "--out", "bins.json/below"
+    )
     assert (status, out) == (1, "")
     assert "bins.json" in one_sentence(err)

@@ -395,7 +395,7 @@ def test_chunked_prompts_and_preemption_are_predicted() -> None:
         ({"dtype": "float32"}, "dtype.*bfloat16, float16"),
         ({"max_num_seqs": 0}, "max_num_seqs must be from 1"),
         ({"max_num_seqs": 300, "max_num_batched_tokens": 200}, "max_num_batched_tokens"),
-        ({"gpu_memory_utilization": 0.05}, "gpu_memory_utilization 0.05"),
+        ({"gpu_memory_utilization": 0.05}, "gpu_memory_utilization .0.05"),
     ],
 )
 def test_what_cannot_be_predicted_is_refused(flags: dict[str, Any], message: str) -> None:

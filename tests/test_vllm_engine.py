@@ -186,5 +186,5 @@ def test_a_model_that_does_not_fit_is_refused(name: str) -> None:
 
 
 def test_a_model_fits_a_larger_share_of_the_memory() -> None:
-    with pytest.raises(InputError, match=r"gpu_memory_utilization 0\.05"):
+    with pytest.raises(InputError, match=r"gpu_memory_utilization .0\.05"):
         kv_capacity_tokens(DENSE, Deployment(gpu_memory_utilization=0.05), H200)
