@@ -22,6 +22,7 @@ from calibration.fit_energy import (
     fit_exponent,
     fit_hbm_byte,
     fit_static,
+    operation_key,
     windows,
 )
 from calibration.fit_engine import EngineFit, fit_engine, initial_engine, prepare
@@ -264,9 +265,7 @@ def _between_boards(seen: Sequence[Observation], what: str) -> float:
     for o in seen:
         if o.mode == "sustained" and o.energy_j is not None and o.calls:
             value = o.energy_j / o.calls if what == "energy" else o.call_s
-            values.setdefault(f"{o.op}{sorted(o.shape.items())}", {})[o.board] = float(
-                np.log(value)
-            )
+            values.setdefault(operation_key(o), {})[o.board] = float(np.log(value))
     pairs = [np.var(list(v.values()), ddof=1) for v in values.values() if len(v) > 1]
     return float(np.sqrt(np.median(pairs) / MEDIAN_CHI2)) if pairs else 0.0
 

@@ -143,22 +143,31 @@ def _full_clock_seconds(table: Table, chosen: NDArray[np.bool_], time_fit: TimeF
     bursts: dict[str, list[float]] = {}
     for o in table.observations:
         if o.mode == "burst" and (o.sm_clock_hz or 0) >= FULL_CLOCK_HZ:
-            bursts.setdefault(_key(o), []).append(o.call_s)
-    rows = [o for o, c in zip(table.observations, chosen, strict=True) if c]
+            bursts.setdefault(operation_key(o), []).append(o.call_s)
+    rows = _rows(table, chosen)
     return np.array(
-        [float(np.median(bursts.get(_key(o), [s]))) for o, s in zip(rows, seconds, strict=True)]
+        [
+            float(np.median(bursts.get(operation_key(o), [s])))
+            for o, s in zip(rows, seconds, strict=True)
+        ]
     )
 
 
-def _key(observation: Observation) -> str:
+def operation_key(observation: Observation) -> str:
+    """Identity of the operation and its shape, whoever measured it and how."""
     return f"{observation.op}{sorted(observation.shape.items())}"
+
+
+def _rows(table: Table, chosen: NDArray[np.bool_]) -> list[Observation]:
+    """The observations of ``table`` that ``chosen`` marks."""
+    return [o for o, c in zip(table.observations, chosen, strict=True) if c]
 
 
 def fit_hbm_byte(all_windows: Sequence[Windows]) -> Estimate:
     """Joules per byte in the memory: slope of memory power over bytes per second, sustained."""
     rates, watts = [], []
     for w in all_windows:
-        rows = [o for o, c in zip(w.table.observations, w.chosen, strict=True) if c]
+        rows = _rows(w.table, w.chosen)
         for o, moved, call_s, duty in zip(rows, w.moved_bytes, w.call_s, w.duty, strict=True):
             rate = moved / call_s
             if o.memory_power_w and duty >= 1.0 and w.table.kind != "elementwise":

@@ -22,7 +22,7 @@ def latencies(
     produces = np.array([b.output_tokens > 0 for b in workload.bins])[milestones.bin]
     first_s = ends[milestones.first_token_row[produces]]
     ttft = _summary(first_s, milestones.count[produces]) if produces.any() else None
-    tokens = steps.weight * steps.sum_decodes(np.ones_like(steps.decodes.context))
+    tokens = steps.weight * steps.decoding
     itl = _summary(step_s, tokens) if tokens.any() else None
     return ttft, itl
 

@@ -57,8 +57,7 @@ def _context(model: ModelSpec, deployment: Deployment, steps: Steps) -> Context:
     dtype = "bfloat16" if deployment.dtype == "auto" else deployment.dtype
     if dtype not in ("bfloat16", "float16"):
         raise InputError(f"dtype is '{deployment.dtype}'; it must be auto, bfloat16 or float16")
-    one_each = np.ones_like(steps.decodes.context)
-    decodes = steps.sum_decodes(one_each)
+    decodes = steps.decoding
     return Context(
         steps=steps,
         hidden_size=model.hidden_size,
@@ -185,7 +184,7 @@ def _prefill_attention(ctx: Context, a: SoftmaxAttention, count: int) -> Op:
 def _decode_attention(ctx: Context, a: SoftmaxAttention, count: int) -> Op:
     """Attention of decoding sequences, one query each, over what the window leaves of the cache."""
     steps, decodes = ctx.steps, ctx.steps.decodes
-    num_seqs = steps.sum_decodes(np.ones_like(decodes.context))
+    num_seqs = steps.decoding
     kv_tokens = steps.sum_decodes(a.decode_kv_tokens(decodes.context))
     span = steps.weight[decodes.step]
     block_tokens = steps.sum_decodes(a.decode_block_tokens(decodes.context, span))

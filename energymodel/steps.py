@@ -58,6 +58,11 @@ class Steps:
         """Number of rows."""
         return int(self.weight.size)
 
+    @property
+    def decoding(self) -> Floats:
+        """Sequences that decode in each step; shape [n_steps]."""
+        return self.sum_decodes(np.ones_like(self.decodes.context))
+
     def sum_chunks(self, value: Floats | Ints) -> Floats:
         """Sum of ``value`` (one per chunk row, times its count) over each step; shape [n_steps]."""
         each = np.asarray(value * self.chunks.count, dtype=np.float64)

@@ -73,7 +73,7 @@ def padded(tokens: Floats, deployment: Deployment) -> Floats:
 
 def launches(model: ModelSpec, deployment: Deployment, steps: Steps) -> Launches:
     """Host work of each step: none for pure decode steps within the captured sizes."""
-    decodes = steps.sum_decodes(np.ones_like(steps.decodes.context))
+    decodes = steps.decoding
     prompt = steps.sum_chunks(steps.chunks.tokens)
     eager = prompt + decodes > largest_graph(deployment)
     blocks = [layer.feed_forward for layer in model.layers]
@@ -93,7 +93,7 @@ def engine_time(
 ) -> EngineTime:
     """Time that the engine adds to each step and to the run."""
     engine = {name: estimate.value for name, estimate in profile.engine.items()}
-    decodes = steps.sum_decodes(np.ones_like(steps.decodes.context))
+    decodes = steps.decoding
     seqs = steps.sum_chunks(np.ones_like(steps.chunks.tokens)) + decodes
     return EngineTime(
         outside_s=(
