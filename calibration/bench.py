@@ -10,9 +10,14 @@ from calibration.window import Work
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runnable:
-    """A point, ready to run, and the name of the code that it exercises."""
+    """A point, ready to run, and the name of the code that it exercises.
+
+    ``pulse`` is the same in shorter chunks, for windows with pauses: an energy window begins and
+    ends somewhere in a chunk and its pause.
+    """
 
     work: Work
+    pulse: Work
     stack: str
 
 
@@ -25,6 +30,9 @@ class Bench(Protocol):
 
     def prepare(self, point: Point) -> Runnable:
         """Make a point ready to run; fails where its kernel or the memory for it is missing."""
+
+    def launch_s(self, graph: int) -> tuple[float, float]:
+        """Seconds to launch a tiny kernel, eagerly (0) or in a CUDA graph (1), and their spread."""
 
     def idle(self) -> Work:
         """Next to no work: keeps a context and the clocks up, to measure static power."""

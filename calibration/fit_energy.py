@@ -19,10 +19,13 @@ import statsmodels.api as sm
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar, nnls
 
-from calibration.fit_time import FULL_CLOCK_HZ, TimeFit, law_seconds
+from calibration.fit_time import TimeFit, full_clock, law_seconds
+from calibration.folds import together
 from calibration.observations import Observation
 from calibration.tables import Table
 from energymodel import laws
+from energymodel.errors import InputError
+from energymodel.laws import STREAMING_KINDS
 from energymodel.power import core_energy_j
 from energymodel.profile import Estimate
 from energymodel.timing import clocked_seconds
@@ -41,7 +44,12 @@ CORE = ("flop_j", "weight_byte_j", "row_byte_j", "busy_w")
 LEAST_CLOCK_WITH_PAUSES = 0.99
 # Memory power is a one-second average: only sustained work at this rate says what a byte costs.
 STREAMING_BYTES_PER_S = 1.0e12
-FOLDS = 10
+LEAST_STREAMS = 4
+# Idle windows closer in temperature than this say nothing of its effect, which then is 0 with
+# this standard error (W/degC): more than any board has shown.
+LEAST_WARMING_C, UNKNOWN_SLOPE = 3.0, 1.0
+# What one such call writes is still in the L2 cache when the next reads it.
+CACHED = frozenset(STREAMING_KINDS) - {"copy"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,9 +92,24 @@ class Windows:
         return self.table.row_bytes[self.chosen]
 
     @property
+    def point(self) -> Array:
+        """Number of the shape of each window."""
+        return self.table.point[self.chosen]
+
+    @property
+    def held_together(self) -> Array:
+        """Number of what is held out together."""
+        return together(self.table.group[self.chosen], self.table.point[self.chosen])
+
+    @property
     def moved_bytes(self) -> Array:
-        """All bytes of one call."""
+        """All bytes of one call, wherever they are."""
         return self.weight_bytes + self.row_bytes
+
+    @property
+    def hbm_bytes(self) -> Array:
+        """Bytes of one call that reach the memory."""
+        return self.table.hbm_bytes[self.chosen]
 
 
 def fit_static(observations: Sequence[Observation]) -> Static:
@@ -97,12 +120,21 @@ def fit_static(observations: Sequence[Observation]) -> Static:
     boards = np.array([o.board for o in idle])
     names = sorted(set(boards))
     each = np.array([[float(b == name) for name in names] for b in boards])
-    result = sm.OLS(watts, np.column_stack([each, celsius])).fit()
-    levels, slope = result.params[:-1], result.params[-1]
+    if len(idle) < len(names) + 2:
+        raise InputError(
+            f"{len(idle)} idle windows are too few for static power and its rise with temperature: "
+            f"{len(names)} boards need {len(names) + 2}."
+        )
+    # At one temperature nothing is known of the slope, and the level is that of this temperature.
+    warmed = np.ptp(celsius) >= LEAST_WARMING_C
+    columns = np.column_stack([each, celsius]) if warmed else each
+    result = sm.OLS(watts, columns).fit()
+    levels = result.params[: len(names)]
     spread = float(np.std(levels, ddof=1)) if len(names) > 1 else float(result.bse[0])
+    slope = (float(result.params[-1]), float(result.bse[-1])) if warmed else (0.0, UNKNOWN_SLOPE)
     return Static(
         watts=Estimate(value=float(np.mean(levels)), stderr=spread / len(names) ** 0.5, unit="W"),
-        watts_per_c=Estimate(value=float(slope), stderr=float(result.bse[-1]), unit="W/degC"),
+        watts_per_c=Estimate(value=slope[0], stderr=slope[1], unit="W/degC"),
     )
 
 
@@ -139,23 +171,14 @@ def windows(table: Table, static: Static, time_fit: TimeFit, max_clock_hz: float
 def _full_clock_seconds(table: Table, chosen: NDArray[np.bool_], time_fit: TimeFit) -> Array:
     """Burst time of the same shape where one was taken at full clock, else the law's."""
     shapes = {name: values[chosen] for name, values in table.shapes.items()}
-    seconds = law_seconds(table.kind, shapes, time_fit.law, time_fit.residual)
+    seconds = law_seconds(table.name, shapes, time_fit.law, time_fit.residual)
     bursts: dict[str, list[float]] = {}
-    for o in table.observations:
-        if o.mode == "burst" and (o.sm_clock_hz or 0) >= FULL_CLOCK_HZ:
-            bursts.setdefault(operation_key(o), []).append(o.call_s)
+    for o in _rows(table, full_clock(table)):
+        bursts.setdefault(o.point, []).append(o.call_s)
     rows = _rows(table, chosen)
     return np.array(
-        [
-            float(np.median(bursts.get(operation_key(o), [s])))
-            for o, s in zip(rows, seconds, strict=True)
-        ]
+        [float(np.median(bursts.get(o.point, [s]))) for o, s in zip(rows, seconds, strict=True)]
     )
-
-
-def operation_key(observation: Observation) -> str:
-    """Identity of the operation and its shape, whoever measured it and how."""
-    return f"{observation.op}{sorted(observation.shape.items())}"
 
 
 def _rows(table: Table, chosen: NDArray[np.bool_]) -> list[Observation]:
@@ -167,14 +190,21 @@ def fit_hbm_byte(all_windows: Sequence[Windows]) -> Estimate:
     """Joules per byte in the memory: slope of memory power over bytes per second, sustained."""
     rates, watts = [], []
     for w in all_windows:
+        if w.table.kind in CACHED:
+            continue
         rows = _rows(w.table, w.chosen)
-        for o, moved, call_s, duty in zip(rows, w.moved_bytes, w.call_s, w.duty, strict=True):
+        for o, moved, call_s, duty in zip(rows, w.hbm_bytes, w.call_s, w.duty, strict=True):
             rate = moved / call_s
-            if o.memory_power_w and duty >= 1.0 and w.table.kind != "elementwise":
+            if o.memory_power_w and duty >= 1.0:
                 rates.append(rate)
                 watts.append(o.memory_power_w)
     x, y = np.array(rates), np.array(watts)
     streaming = x > STREAMING_BYTES_PER_S
+    if streaming.sum() < LEAST_STREAMS:
+        raise InputError(
+            "The memory-power sensor saw too little streaming to say what a byte costs: "
+            f"{int(streaming.sum())} sustained windows with memory_power_w, {LEAST_STREAMS} are needed."
+        )
     result = sm.RLM(y[streaming], sm.add_constant(x[streaming])).fit()
     return Estimate(value=float(result.params[1]), stderr=float(result.bse[1]), unit="J/B")
 
@@ -209,7 +239,7 @@ def fit_coefficients(w: Windows, hbm_byte_j: Estimate, exponent: float) -> dict[
     design, target = _design(w, hbm_byte_j.value, exponent)
     active = [i for i, name in enumerate(CORE) if values[name] > 0]
     errors = np.zeros(len(CORE))
-    if active:
+    if 0 < len(active) < len(target):
         # Columns differ by twelve orders of magnitude: scale them for the inverse, then back.
         norms = np.linalg.norm(design[:, active], axis=0)
         errors[active] = sm.OLS(target, design[:, active] / norms).fit().bse / norms
@@ -226,7 +256,7 @@ def _design(w: Windows, hbm_byte_j: float, exponent: float) -> tuple[Array, Arra
     scale = (w.weight / w.gross_j)[keep]
     clock = (w.clock**exponent)[keep]
     columns = np.stack([w.flop, w.weight_bytes, w.row_bytes, w.full_s], axis=1)[keep]
-    target = w.work_j[keep] - hbm_byte_j * w.moved_bytes[keep]
+    target = w.work_j[keep] - hbm_byte_j * w.hbm_bytes[keep]
     return columns * (clock * scale)[:, None], target * scale
 
 
@@ -248,26 +278,10 @@ def energy_errors(w: Windows, c: Mapping[str, float], exponent: float) -> Array:
 def _predicted_j(w: Windows, c: Mapping[str, float], exponent: float) -> Array:
     core = core_energy_j(c, w.flop, w.weight_bytes, w.row_bytes, w.full_s)
     static_j = w.gross_j - w.work_j
-    return static_j + core * w.clock**exponent + c["hbm_byte_j"] * w.moved_bytes
+    return static_j + core * w.clock**exponent + c["hbm_byte_j"] * w.hbm_bytes
 
 
-def cross_validate(w: Windows, hbm_byte_j: float, exponent: float) -> Array:
-    """Relative errors of gross energy, sustained windows, each shape family held out in turn."""
-    group = w.table.group[w.chosen]
-    families = np.unique(group)
-    order = np.random.default_rng(0).permutation(families)
-    errors = np.full(len(group), np.nan)
-    folds = min(FOLDS, len(families))
-    for fold in range(folds):
-        test = np.isin(group, order[fold::folds])
-        kept = _subset(w, ~test)
-        c = _coefficients(kept, hbm_byte_j, exponent)
-        errors[test] = (_predicted_j(w, c, exponent) / w.gross_j - 1.0)[test]
-    chosen: Array = errors[(w.duty >= 1.0) & np.isfinite(errors)]
-    return chosen
-
-
-def _subset(w: Windows, mask: NDArray[np.bool_]) -> Windows:
+def subset(w: Windows, mask: NDArray[np.bool_]) -> Windows:
     """Windows of ``mask`` only (the table keeps all observations; ``chosen`` narrows)."""
     chosen = w.chosen.copy()
     chosen[np.flatnonzero(w.chosen)[~mask]] = False

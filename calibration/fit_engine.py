@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.robust import robust_fit
+from calibration.robust import deviations, robust_fit
 from energymodel import power
 from energymodel.io import Run
 from energymodel.model import ModelSpec
@@ -178,12 +178,12 @@ def _fit(cases: Sequence[Case], profile: Profile) -> dict[str, Estimate]:
         errors = log_errors(stack, cases, replace(profile, engine={**host, **device}))
         return np.concatenate([*errors, PRIOR_WEIGHT * (log_values - start)])
 
-    found, deviations = robust_fit(
+    found, covariance = robust_fit(
         residuals, start, data=2 * len(cases), outlier_at=ROBUST_AT, step=1e-2
     )
     device = {
         n: _estimate(n, float(np.exp(x)), float(np.exp(x) * e))
-        for n, x, e in zip(names, found, deviations, strict=True)
+        for n, x, e in zip(names, found, deviations(covariance), strict=True)
     }
     return {**host, **device}
 
@@ -217,10 +217,10 @@ def fit_host(cases: Sequence[Case]) -> dict[str, Estimate]:
         error = design @ (scaled * start) / target - 1.0
         return np.concatenate([error, PRIOR_WEIGHT * (scaled - 1.0)])
 
-    found, deviations = robust_fit(
+    found, covariance = robust_fit(
         residuals, np.ones_like(start), data=len(target), outlier_at=ROBUST_AT, lower=0.0
     )
     return {
         name: _estimate(name, float(x * s), float(e * s))
-        for name, x, e, s in zip(HOST, found, deviations, start, strict=True)
+        for name, x, e, s in zip(HOST, found, deviations(covariance), start, strict=True)
     }

@@ -1,22 +1,24 @@
 """Burst times -> time laws: robust least squares in log time, then kriging of what is left."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.robust import robust_fit
+from calibration.folds import folds, together
+from calibration.robust import deviations, robust_fit
 from calibration.tables import Table
 from energymodel import laws
 from energymodel.kriging import Kriging, fit_kriging
-from energymodel.profile import Estimate
+from energymodel.laws import ROOFLINE_KINDS, STREAMING_KINDS, kind_of
+from energymodel.profile import Covariance, Estimate
 from energymodel.steps import Floats
 
 Array = NDArray[np.float64]
 
-# Bursts at a lower clock were caught by the power limit of the work before them.
-FULL_CLOCK_HZ = 1.95e9
+# Bursts at a lower share of the highest clock were caught by the power limit of the work before.
+FULL_CLOCK = 0.985
 # Scale at which a residual (log time) counts as an outlier.
 ROBUST_AT = 0.05
 # A weak pull towards the starting values keeps parameters apart that the grid cannot tell apart.
@@ -24,10 +26,15 @@ PRIOR_WEIGHT = 0.04
 # A sharpness below 1 would make a smooth maximum larger than the sum. Otherwise,
 # no parameter may leave its starting value by more than this (log): a factor of about 150.
 REACH = 5.0
-FOLDS = 10
-# With fewer shape families than this, single observations are held out instead.
-LEAST_FAMILIES = 3
 
+_ROWS = {
+    "launch_s": 2e-6, "bytes_per_s": 4e12, "cache_bytes_per_s": 8e12, "cache_bytes": 5e7,
+    "element_s": 0.15e-9, "rows_per_sm": 8.0,
+}  # fmt: skip
+_ROOFLINE = {
+    "launch_s": 10e-6, "bytes_per_s": 4e12, "flop_per_s": 4e14, "sharpness": 3.0,
+    "fill_blocks": 0.2, "step_s": 1e-6,
+}  # fmt: skip
 # Starting values: rates near what a copy and a large product reach, latencies of a few microseconds.
 START: Mapping[str, Mapping[str, float]] = {
     "gemm": {
@@ -47,15 +54,11 @@ START: Mapping[str, Mapping[str, float]] = {
         "fill_k": 84.0, "sharpness": 3.4, "hidden_passes": 3.0, "inner_passes": 8.0,
         "expert_s": 0.05e-6,
     },
-    "elementwise": {
-        "launch_s": 2e-6, "bytes_per_s": 4e12, "cache_bytes_per_s": 8e12, "cache_bytes": 5e7,
-    },
+    **dict.fromkeys(STREAMING_KINDS, _ROWS),
+    **dict.fromkeys(ROOFLINE_KINDS, _ROOFLINE),
 }  # fmt: skip
-START = {**START, "gather": START["elementwise"], "sampling": START["elementwise"]}
 
-_UNITS = {"launch_s": "s", "reduce_s": "s", "block_s": "s", "combine_s": "s", "expert_s": "s"}
-_UNITS |= {"bytes_per_s": "B/s", "cache_bytes_per_s": "B/s", "sm_bytes_per_s": "B/s"}
-_UNITS |= {"flop_per_s": "FLOP/s", "cache_bytes": "B"}
+_UNITS = {"flop_per_s": "FLOP/s", "cache_bytes": "B", "bytes_per_s": "B/s"}
 
 # Correlation lengths of residuals in log2 of each feature, and the noise of one burst.
 LENGTH_SCALES: Mapping[str, tuple[float, ...]] = {
@@ -63,60 +66,73 @@ LENGTH_SCALES: Mapping[str, tuple[float, ...]] = {
     "decode_attention": (3, 3, 3, 3, 2),
     "prefill_attention": (3, 2, 2, 3, 3, 2),
     "moe": (3, 3, 2, 2, 3, 4),
+    **dict.fromkeys(ROOFLINE_KINDS, (3, 3, 3)),
+    # What pools several kernels has no residual in common.
+    **dict.fromkeys((k for k in STREAMING_KINDS if k != "elementwise"), (3, 3)),
 }
 AMPLITUDE, NOISE = 0.15, 0.03
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeFit:
-    """Law, residual interpolation and relative errors on held-out shape families, shape [n]."""
+    """Law, residual interpolation and log errors on held-out shape families, shape [n]."""
 
     law: dict[str, Estimate]
+    covariance: Covariance
     residual: Kriging | None
     held_out: Array
 
 
 def fit_time(table: Table) -> TimeFit:
-    """Fit the law of ``table.kind`` to its bursts and cross-validate by shape family."""
+    """Fit the law of ``table.name`` to its bursts and cross-validate by shape family."""
     usable = full_clock(table)
     shapes = {name: values[usable] for name, values in table.shapes.items()}
     seconds = np.array([o.call_s for o in table.observations])[usable]
-    group = table.group[usable]
-    law = _fit_law(table.kind, shapes, seconds)
+    repeats = len(seconds) / max(1, len(np.unique(table.point[usable])))
+    law, covariance = _fit_law(table, shapes, seconds, repeats)
     return TimeFit(
         law=law,
-        residual=_fit_residual(table.kind, shapes, seconds, law),
-        held_out=_cross_validate(table.kind, shapes, seconds, group),
+        covariance=covariance,
+        residual=_fit_residual(table.name, shapes, seconds, law),
+        held_out=_cross_validate(table, shapes, seconds, usable),
     )
 
 
 def full_clock(table: Table) -> NDArray[np.bool_]:
     """Which observations are bursts at full clock."""
+    least_hz = FULL_CLOCK * table.top_clock_hz
     return np.array(
-        [o.mode == "burst" and (o.sm_clock_hz or 0.0) >= FULL_CLOCK_HZ for o in table.observations]
+        [o.mode == "burst" and (o.sm_clock_hz or 0.0) >= least_hz for o in table.observations],
+        dtype=np.bool_,
     )
 
 
 def law_seconds(
-    kind: str, shapes: Mapping[str, Floats], law: Mapping[str, Estimate], residual: Kriging | None
+    name: str, shapes: Mapping[str, Floats], law: Mapping[str, Estimate], residual: Kriging | None
 ) -> Array:
     """Seconds of one call at full clock by law and residual."""
+    kind = kind_of(name)
     seconds = laws.LAWS[kind](shapes, {k: e.value for k, e in law.items()}).seconds
     if residual is not None:
         seconds = seconds * np.exp(residual.mean(laws.features(kind, shapes)))
     return seconds
 
 
-def _fit_law(kind: str, shapes: Mapping[str, Array], seconds: Array) -> dict[str, Estimate]:
+def _fit_law(
+    table: Table, shapes: Mapping[str, Array], seconds: Array, repeats: float = 1.0
+) -> tuple[dict[str, Estimate], Covariance]:
+    """Estimates of the law's parameters, and the covariance of their logarithms."""
+    kind = table.kind
     names = list(START[kind])
     start = np.log([START[kind][name] for name in names])
+    fixed = {"sm_count": table.sm_count}
 
     def residuals(log_values: Array) -> Array:
-        parameters = dict(zip(names, np.exp(log_values), strict=True))
+        parameters = dict(zip(names, np.exp(log_values), strict=True)) | fixed
         error = np.log(laws.LAWS[kind](shapes, parameters).seconds / seconds)
         return np.concatenate([error, PRIOR_WEIGHT * (log_values - start)])
 
-    found, errors = robust_fit(
+    found, covariance = robust_fit(
         residuals,
         start,
         data=len(seconds),
@@ -126,22 +142,35 @@ def _fit_law(kind: str, shapes: Mapping[str, Array], seconds: Array) -> dict[str
         ),
         upper=start + REACH,
         step=3e-3,
+        repeats=repeats,
     )
-    return {
-        name: Estimate(
-            value=float(np.exp(x)), stderr=float(np.exp(x) * e), unit=_UNITS.get(name, "1")
-        )
-        for name, x, e in zip(names, found, errors, strict=True)
+    law = {
+        name: Estimate(value=float(np.exp(x)), stderr=float(np.exp(x) * e), unit=_unit(name))
+        for name, x, e in zip(names, found, deviations(covariance), strict=True)
     }
+    law["sm_count"] = Estimate(value=table.sm_count, stderr=0.0, unit="1")
+    return law, stored_covariance(names, covariance)
+
+
+def stored_covariance(names: Sequence[str], matrix: Array) -> Covariance:
+    """A covariance as a profile holds it."""
+    rows = tuple(tuple(float(f"{x:.4g}") for x in row) for row in matrix)
+    return Covariance(names=tuple(names), matrix=rows)
+
+
+def _unit(name: str) -> str:
+    rate = "B/s" if name.endswith("bytes_per_s") else None
+    return _UNITS.get(name) or rate or ("s" if name.endswith("_s") else "1")
 
 
 def _fit_residual(
-    kind: str, shapes: Mapping[str, Array], seconds: Array, law: Mapping[str, Estimate]
+    name: str, shapes: Mapping[str, Array], seconds: Array, law: Mapping[str, Estimate]
 ) -> Kriging | None:
+    kind = kind_of(name)
     if kind not in LENGTH_SCALES:
         return None
     features = laws.features(kind, shapes)
-    error = np.log(seconds / law_seconds(kind, shapes, law, None))
+    error = np.log(seconds / law_seconds(name, shapes, law, None))
     distinct, inverse = np.unique(features, axis=0, return_inverse=True)
     mean = np.bincount(inverse, error) / np.bincount(inverse)
     return fit_kriging(
@@ -153,19 +182,15 @@ def _fit_residual(
     )
 
 
-def _cross_validate(kind: str, shapes: Mapping[str, Array], seconds: Array, group: Array) -> Array:
+def _cross_validate(
+    table: Table, shapes: Mapping[str, Array], seconds: Array, usable: NDArray[np.bool_]
+) -> Array:
     """Log time over predicted log time, each shape family predicted without itself."""
-    if len(np.unique(group)) < LEAST_FAMILIES:
-        group = np.arange(len(seconds), dtype=np.float64)
-    families = np.unique(group)
-    order = np.random.default_rng(0).permutation(families)
     held_out = np.zeros_like(seconds)
-    folds = min(FOLDS, len(families))
-    for fold in range(folds):
-        test = np.isin(group, order[fold::folds])
+    for test in folds(together(table.group[usable], table.point[usable])):
         train = {name: values[~test] for name, values in shapes.items()}
-        law = _fit_law(kind, train, seconds[~test])
-        residual = _fit_residual(kind, train, seconds[~test], law)
+        law, _ = _fit_law(table, train, seconds[~test])
+        residual = _fit_residual(table.name, train, seconds[~test], law)
         held = {name: values[test] for name, values in shapes.items()}
-        held_out[test] = np.log(seconds[test] / law_seconds(kind, held, law, residual))
+        held_out[test] = np.log(seconds[test] / law_seconds(table.name, held, law, residual))
     return held_out

@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from calibration.sensors import NvmlSensor
+from energymodel import hardware
 from energymodel.errors import InputError, WorkError
 
 # h200, gh200, a100, l40s, t4: what NVIDIA's data-centre products are called by.
@@ -15,14 +16,15 @@ def find_gpu(expected: str = "auto") -> NvmlSensor:
     """The sensor of the GPU that torch would use; call it before anything runs there.
 
     Args:
-        expected: a name such as ``h200`` or ``h100-pcie``, or ``auto`` for whatever is there.
+        expected: a name such as ``h200`` or ``h100-pcie``, or ``auto`` for whatever is there; see
+            ``matches``.
 
     Raises:
         InputError: the GPU of this machine is another one.
         WorkError: there is no GPU, or its energy counter cannot be trusted: MIG is on, other
             processes use it, it has memory errors, or it does not count energy.
     """
-    nvml = _nvml()
+    nvml = open_nvml()
     handle, uuid = _device(nvml)
     name = str(nvml.nvmlDeviceGetName(handle))
     if not matches(expected, name):
@@ -30,27 +32,61 @@ def find_gpu(expected: str = "auto") -> NvmlSensor:
             f"gpu must be the GPU of this machine, {name} ({gpu_key(name)}), got {expected}."
         )
     _refuse_mig(nvml, handle, name)
-    _refuse_other_processes(nvml, handle, name)
+    sensor = NvmlSensor(uuid=uuid)
+    _refuse_other_processes(sensor, name)
     _refuse_faults(nvml, handle, name)
-    return NvmlSensor(uuid=uuid)
+    return sensor
 
 
 def matches(expected: str, name: str) -> bool:
-    """Whether a GPU of this NVML device name is what was asked for, word by word."""
-    return expected.strip().lower() == "auto" or _words(expected) <= _words(name)
+    """Whether a GPU of this NVML device name is what was asked for.
+
+    The name of a data sheet means that very board: ``h100`` is not an H100 PCIe, whose own sheet
+    fits better. Any other name is compared word by word, so ``a100`` is every A100.
+    """
+    wanted = expected.strip().lower()
+    if wanted in hardware.available():
+        return datasheet(name) == wanted
+    words = set(_words(wanted))
+    return wanted == "auto" or (bool(words) and words <= set(_words(name)))
+
+
+def datasheet(name: str) -> str | None:
+    """The data sheet of a GPU of this NVML device name, None where there is none.
+
+    A sheet fits if the device name begins with its full name, word by word; the longest wins:
+    ``NVIDIA H200 NVL`` is ``h200-nvl`` although it begins like an ``NVIDIA H200``.
+    """
+    words = _words(name)
+    full = {known: _words(hardware.load(known).full_name) for known in hardware.available()}
+    fitting = [known for known, start in full.items() if words[: len(start)] == start]
+    return max(fitting, key=lambda known: len(full[known]), default=None)
 
 
 def gpu_key(name: str) -> str:
-    """Short name of a GPU: ``NVIDIA H100 80GB HBM3`` is ``h100``."""
-    words = [w for w in re.split(r"[^a-z0-9]+", name.lower()) if w and w != "nvidia"]
-    return next((w for w in words if PRODUCT.fullmatch(w)), "-".join(words))
+    """Short name of a GPU: that of its data sheet, else what its product is called by.
+
+    ``NVIDIA H100 80GB HBM3`` is ``h100`` and ``Tesla T4`` is ``t4``. A variant without a sheet
+    keeps all its words, lest it be taken for another: an H100 of 96 GB is ``h100-96gb-hbm3``.
+    """
+    known = datasheet(name)
+    if known is not None:
+        return known
+    words = _words(name)
+    product = next((w for w in words if PRODUCT.fullmatch(w)), None)
+    return "-".join(words) if product is None or product in hardware.available() else product
 
 
-def _words(name: str) -> set[str]:
-    return set(re.split(r"[^a-z0-9]+", name.lower())) - {"", "nvidia"}
+def _words(name: str) -> list[str]:
+    return [w for w in re.split(r"[^a-z0-9]+", name.lower()) if w and w != "nvidia"]
 
 
-def _nvml() -> Any:
+def open_nvml() -> Any:
+    """The module ``pynvml``, ready to be asked.
+
+    Raises:
+        WorkError: it is not installed, the driver does not answer, or there is no GPU.
+    """
     try:
         import pynvml
     except ImportError as error:
@@ -115,9 +151,8 @@ def _refuse_mig(nvml: Any, handle: Any, name: str) -> None:
         )
 
 
-def _refuse_other_processes(nvml: Any, handle: Any, name: str) -> None:
-    running = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    others = sorted({p.pid for p in running} - {os.getpid()})
+def _refuse_other_processes(sensor: NvmlSensor, name: str) -> None:
+    others = sensor.other_processes()
     if others:
         pids = ", ".join(map(str, others))
         raise WorkError(

@@ -8,11 +8,13 @@ import torch
 from calibration.bench import Runnable
 from calibration.clock import REAL_CLOCK
 from calibration.grid import Point
-from calibration.kernels import BUILDERS, Prepared
+from calibration.kernels import How, Prepared, build, launch_cost_s
 from calibration.window import Work
 
 # A chunk this long keeps launch cost invisible and stays short against the power controller.
 CHUNK_S = 4e-3
+# Between pauses.
+PULSE_S = 1e-3
 MAX_CALLS = 2000
 
 
@@ -76,15 +78,24 @@ class CudaBench:
 
     def prepare(self, point: Point) -> Runnable:
         """Capture a point's kernels in a graph."""
-        prepared = BUILDERS[point.op](point.shape, "cuda")
-        return Runnable(work=Graph(prepared).work(), stack=prepared.stack)
+        how = How(dtype=point.dtype, library=point.library, warm=point.cache == "warm")
+        prepared = build(point.op, point.shape, how)
+        work = Graph(prepared).work()
+        pauses = any(duty < 1 for duty in point.duties)
+        pulse = Graph(prepared, PULSE_S).work() if pauses else work
+        return Runnable(work=work, pulse=pulse, stack=prepared.stack)
+
+    def launch_s(self, graph: int) -> tuple[float, float]:
+        """Seconds to launch a tiny kernel: host time eagerly (0), device time in a graph (1)."""
+        return launch_cost_s("cuda", graph)
 
     def idle(self) -> Work:
         """Next to no work, which keeps the clocks up."""
         return clocks_up()
 
     def release(self) -> None:
-        """Give cached memory back to the device."""
+        """Give cached memory back to the device; fails where a kernel has broken the context."""
+        torch.cuda.synchronize()
         torch.cuda.empty_cache()
 
 

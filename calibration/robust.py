@@ -1,4 +1,4 @@
-"""Robust non-linear least squares with standard errors, as every fit here uses it."""
+"""Robust non-linear least squares with a covariance, as every fit here uses it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +11,8 @@ Array = NDArray[np.float64]
 
 # Median absolute deviation to standard deviation of a normal distribution.
 NORMAL = 1.4826
+# No law is trusted to better than this (residuals are relative), however few observations agree.
+LEAST_SCALE = 1e-3
 
 
 def robust_fit(
@@ -22,8 +24,9 @@ def robust_fit(
     lower: Array | float = -np.inf,
     upper: Array | float = np.inf,
     step: float | None = None,
+    repeats: float = 1.0,
 ) -> tuple[Array, Array]:
-    """(solution, standard errors) with a soft-L1 loss.
+    """(solution, covariance [p, p]) with a soft-L1 loss.
 
     Args:
         residuals: of parameters [p] to [data + priors]; the first ``data`` are observations.
@@ -33,8 +36,11 @@ def robust_fit(
         lower: bound of all parameters, or one for each.
         upper: likewise.
         step: relative step of the finite differences.
+        repeats: how many observations there are of each shape; what a law misses of a shape is
+            the same in all of them, so they count as one.
 
-    The errors are the robust scale of the residuals times sqrt(diag((J^T J)^-1)).
+    Observations count with their robust scale, priors as if ``outlier_at`` were theirs: what no
+    observation tells apart comes out as wide as its prior.
     """
     solution: Any = least_squares(
         residuals,
@@ -47,5 +53,13 @@ def robust_fit(
     )
     jacobian = np.asarray(solution.jac, dtype=np.float64)
     scale = NORMAL * float(np.median(np.abs(residuals(solution.x)[:data])))
-    errors = scale * np.sqrt(np.diag(np.linalg.pinv(jacobian.T @ jacobian)))
-    return np.asarray(solution.x, dtype=np.float64), errors
+    known = jacobian[:data] / (max(scale, LEAST_SCALE) * np.sqrt(repeats))
+    prior = jacobian[data:] / outlier_at
+    inverse = np.asarray(np.linalg.pinv(known.T @ known + prior.T @ prior), dtype=np.float64)
+    # Rounding errors alone would make it lopsided.
+    return np.asarray(solution.x, dtype=np.float64), 0.5 * (inverse + inverse.T)
+
+
+def deviations(covariance: Array) -> Array:
+    """Standard errors from a covariance."""
+    return np.sqrt(np.maximum(np.diag(covariance), 0.0))

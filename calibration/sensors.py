@@ -1,21 +1,11 @@
-"""GPU sensors behind one small protocol, and the thread that watches the energy counter.
-
-NVML's energy counter advances in ticks of about 100 ms and a read costs milliseconds, so the
-watcher sleeps through most of each period and reads closely only around the expected tick.
-"""
+"""GPU sensors behind one small protocol; NVML's is one of them."""
 
 import hashlib
-import threading
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-import numpy as np
-
-from calibration.clock import REAL_CLOCK, Clock
-from energymodel.errors import WorkError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from calibration import processes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +44,12 @@ class Sensor(Protocol):
     def memory_power_w(self) -> float | None:
         """Mean power of the HBM alone over about one second, or None where unsupported."""
 
+    def other_processes(self) -> tuple[int, ...]:
+        """Ids of processes on the GPU that are not ours; empty also where they cannot be seen."""
+
+    def faults(self) -> int:
+        """Errors that the GPU has reported, counted from an arbitrary origin."""
+
 
 class NvmlSensor:
     """An NVIDIA GPU through NVML, by its UUID or by its index on this machine."""
@@ -67,6 +63,8 @@ class NvmlSensor:
             self._handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         else:
             self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        self._xid_events: Any = None
+        self._xids = 0
 
     def identity(self) -> Identity:
         """Name, board hash, driver and limits; the UUID itself goes nowhere."""
@@ -107,111 +105,45 @@ class NvmlSensor:
             return None
         return value.value.uiVal * 1e-3 if value.nvmlReturn == 0 else None
 
+    def other_processes(self) -> tuple[int, ...]:
+        """Processes with a compute, graphics or MPS context that are not ours; see ``processes``."""
+        nvml = self._nvml
+        listed: set[int] = set()
+        for kind in ("Compute", "Graphics", "MPSCompute"):
+            # A list that this driver does not give says nothing; a lost GPU shows in the energy.
+            with suppress(nvml.NVMLError, AttributeError):
+                running = getattr(nvml, f"nvmlDeviceGet{kind}RunningProcesses")(self._handle)
+                listed.update(p.pid for p in running)
+        return processes.others(listed)
 
-@dataclass(slots=True)
-class Trace:
-    """What the watcher saw: ticks of the energy counter and readings in between.
+    def faults(self) -> int:
+        """Uncorrected memory errors, and Xid errors since the first call; 0 where unreadable."""
+        nvml = self._nvml
+        memory_errors = 0
+        with suppress(nvml.NVMLError):
+            memory_errors = nvml.nvmlDeviceGetTotalEccErrors(
+                self._handle, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
+            )
+        return int(memory_errors) + self._count_xids()
 
-    ``tick_s[i]`` is the host time at which the counter was first seen at ``tick_j[i]``.
-    """
+    def _count_xids(self) -> int:
+        """Xid errors that NVML has queued for us since it was asked to."""
+        nvml = self._nvml
+        if self._xid_events is None:
+            self._xid_events = self._subscribe_to_xids()
+        # Ends with NVML's time-out, at once, when the queue is empty.
+        with suppress(nvml.NVMLError):
+            while self._xid_events:
+                nvml.nvmlEventSetWait_v2(self._xid_events, 0)
+                self._xids += 1
+        return self._xids
 
-    tick_s: list[float] = field(default_factory=list)
-    tick_j: list[float] = field(default_factory=list)
-    readings: list[Reading] = field(default_factory=list)
-
-    def energy_between(self, start_s: float, end_s: float) -> float:
-        """Energy from ``start_s`` to ``end_s`` by linear interpolation between ticks, joules.
-
-        Raises:
-            ValueError: the interval is not inside the ticks that were seen.
-        """
-        if not self.tick_s or start_s < self.tick_s[0] or end_s > self.tick_s[-1]:
-            raise ValueError("the interval reaches outside the ticks of the energy counter")
-        lo, hi = np.interp([start_s, end_s], self.tick_s, self.tick_j)
-        return float(hi - lo)
-
-    def ticks_between(self, start_s: float, end_s: float) -> tuple[float, float, int]:
-        """First and last tick inside [start_s, end_s], and the number of periods between them."""
-        inside = [t for t in self.tick_s if start_s <= t <= end_s]
-        if len(inside) < 2:
-            return start_s, end_s, 0
-        return inside[0], inside[-1], len(inside) - 1
-
-    def clock_hz(self, start_s: float, end_s: float) -> float:
-        """Mean SM clock over the readings in the interval; NaN where there is none."""
-        values = [r.sm_clock_hz for r in self.readings if start_s <= r.time_s <= end_s]
-        return float(np.mean(values)) if values else float("nan")
-
-    def temperature_c(self, start_s: float, end_s: float) -> float:
-        """Mean GPU temperature over the readings in the interval; NaN where there is none."""
-        values = [r.temperature_c for r in self.readings if start_s <= r.time_s <= end_s]
-        return float(np.mean(values)) if values else float("nan")
-
-    def throttle_reasons(self, start_s: float, end_s: float) -> int:
-        """Union of NVML's clock event reasons over the readings in the interval."""
-        union = 0
-        for r in self.readings:
-            if start_s <= r.time_s <= end_s:
-                union |= r.throttle_reasons
-        return union
-
-
-class Watcher:
-    """Follows a sensor from a thread; ``with Watcher(sensor) as trace`` fills ``trace`` meanwhile."""
-
-    # Sleep this long after a tick before reading closely again; the period is about 100 ms.
-    QUIET_S = 0.080
-    READING_EVERY_S = 0.010
-
-    def __init__(self, sensor: Sensor, clock: Clock = REAL_CLOCK) -> None:
-        self._sensor, self._clock = sensor, clock
-        self._stop = threading.Event()
-        self._join: Callable[[], None] = lambda: None
-        self._error: Exception | None = None
-        self.trace = Trace()
-
-    def __enter__(self) -> Trace:
-        self._join = self._clock.spawn(self._run)
-        return self.trace
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._stop.set()
-        self._join()
-        if self._error is not None and kind is None:
-            raise WorkError(f"The GPU's sensors stopped answering: {self._error}.") from self._error
-
-    def wait_for_tick(self, after_s: float, timeout_s: float = 2.0) -> None:
-        """Block until a tick later than ``after_s`` was seen, or the time-out."""
-        deadline = self._clock.now() + timeout_s
-        while self._clock.now() < deadline:
-            if self.trace.tick_s and self.trace.tick_s[-1] > after_s:
-                return
-            self._clock.sleep(0.005)
-
-    def _run(self) -> None:
+    def _subscribe_to_xids(self) -> Any:
+        """NVML's queue of Xid events; False where the driver does not report them to us."""
+        nvml = self._nvml
         try:
-            self._follow()
-        except Exception as error:  # noqa: BLE001 - raised again where the watcher is used
-            self._error = error
-
-    def _follow(self) -> None:
-        last = self._sensor.energy_j()
-        before = self._clock.now()
-        while not self._stop.is_set():
-            energy = self._sensor.energy_j()
-            now = self._clock.now()
-            if energy != last:
-                # The counter advanced at some moment between the two reads.
-                self.trace.tick_s.append(0.5 * (before + now))
-                self.trace.tick_j.append(energy)
-                last = energy
-                self._rest()
-                before = self._clock.now()
-            else:
-                before = now
-
-    def _rest(self) -> None:
-        until = self._clock.now() + self.QUIET_S
-        while self._clock.now() < until and not self._stop.is_set():
-            self.trace.readings.append(self._sensor.reading(self._clock.now()))
-            self._clock.sleep(self.READING_EVERY_S)
+            events = nvml.nvmlEventSetCreate()
+            nvml.nvmlDeviceRegisterEvents(self._handle, nvml.nvmlEventTypeXidCriticalError, events)
+        except nvml.NVMLError:
+            return False
+        return events

@@ -1,9 +1,16 @@
-"""Grid -> observations.jsonl on one GPU: random order, resumable, within a time budget."""
+"""Grid -> observations.jsonl on one GPU: interleaved trials, resumable, within a time budget.
+
+Points come in blocks, most informative first. Within a block every trial of every point is
+measured in an order of its own, so that drift of temperature or clock does not masquerade as
+shape; points whose energy still scatters get more trials before the next block begins.
+"""
 
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from calibration import jsonl, observations
@@ -12,17 +19,37 @@ from calibration.grid import Point
 from calibration.observations import Observation
 from calibration.sensors import Sensor
 from calibration.window import WindowRefused, burst_time_s, steady_window
+from energymodel import io
 from energymodel.errors import WorkError
 
-WINDOW_S, SETTLE_S = 1.1, 0.35
-IDLE_EVERY = 40
+SETTLE_S = 0.25
+# At least ``TRIALS`` of each window, up to ``MOST_TRIALS`` while they scatter more than this.
+TRIALS, MOST_TRIALS, MOST_VARIATION = 3, 6, 0.01
+BLOCK = 120
+# Windows between two looks at static power.
+IDLE_EVERY = 15
 # What a point raises that this machine cannot run: no memory (RuntimeError), no such kernel in
 # this version of an engine, a shape that the kernel rejects.
-CANNOT_RUN = (RuntimeError, ValueError, ImportError, AttributeError, AssertionError)
+CANNOT_RUN = (
+    RuntimeError,
+    ValueError,
+    KeyError,
+    ImportError,
+    AttributeError,
+    AssertionError,
+    TypeError,
+)
+
+# Beside the observations: points that broke the CUDA context.
+LOST = "left_out.jsonl"
 
 Report = Callable[[str], None]
+# Seconds of work done, seconds in all, and what runs now.
+Progress = Callable[[float, float, str], None]
 # A point's key, the trial, and the duty of the window (None: its burst).
 Part = tuple[str, int, float | None]
+# What a burst and a window take, set-up included; only to say how far the sweep is.
+BURST_COST_S, WINDOW_COST_S = 0.1, 1.5
 
 
 def sweep(
@@ -33,16 +60,28 @@ def sweep(
     budget_s: float,
     bench: Bench | None = None,
     seed: int = 0,
-    trial: int = 0,
+    trials: int = TRIALS,
     energy: bool = True,
     report: Report = lambda _: None,
+    progress: Progress = lambda *_: None,
 ) -> int:
-    """Measure ``points`` in random order and append to ``out``; returns how many were measured.
+    """Measure ``points``, most informative first, and append to ``out``; returns windows and bursts.
 
-    What ``out`` already holds is skipped, so that a killed sweep continues where it stopped.
-    Stops cleanly once ``budget_s`` is spent. A point that cannot run (out of memory, kernel
-    missing) or whose window is refused is reported and left out. ``bench`` is the CUDA GPU
-    unless given; ``energy`` = False takes bursts only.
+    What ``out`` already holds of this board is skipped, so that a killed sweep continues where it
+    stopped. Stops cleanly once ``budget_s`` is spent. A point that cannot run (out of memory,
+    kernel missing) or whose window is refused is reported and left out.
+
+    Args:
+        points: what to measure, in the order of their worth.
+        sensor: the GPU.
+        out: observations.jsonl, appended to.
+        budget_s: time after which no further point is begun.
+        bench: what the points run on; the CUDA GPU unless given.
+        seed: of the order within blocks.
+        trials: how often each window is taken at least.
+        energy: False takes bursts only.
+        report: gets a line for what was left out.
+        progress: gets seconds of work done, in all, and the point that runs.
 
     Raises:
         InputError: ``out`` cannot be written or holds something else than observations.
@@ -53,94 +92,221 @@ def sweep(
 
         bench = CudaBench()
     jsonl.repair(out)
-    done = {_part(o) for o in observations.read(out)}
-    todo = [
-        (point, parts)
-        for point in points
-        if (parts := [d for d in _duties(point, energy) if (point.key, trial, d) not in done])
-    ]
-    random.Random(seed).shuffle(todo)  # noqa: S311 - an order, not a secret
-    recorder = _Recorder(sensor, bench, out, trial)
-    deadline = bench.clock.now() + budget_s
-    measured = 0
-    for i, (point, parts) in enumerate(todo):
-        if bench.clock.now() > deadline:
-            report(f"time budget spent: {len(todo) - i} points left")
-            break
+    lost = out.with_name(LOST)
+    recorder = _Recorder(sensor, bench, out, report)
+    for o in observations.read(out):
+        recorder.know(o)
+    run = _Run(
+        recorder=recorder,
+        deadline_s=bench.clock.now() + budget_s,
+        energy=energy,
+        trials=trials,
+        order=random.Random(seed),  # noqa: S311 - an order, not a secret
+        report=report,
+        progress=progress,
+        failed=_lost(lost),
+        lost=lost,
+    )
+    run.left_s = run.total_s = sum(run.cost_s(point, t) for point in points for t in range(trials))
+    for start in range(0, len(points), BLOCK):
+        if not run.block(points[start : start + BLOCK]):
+            report(f"time budget spent: {len(points) - start} points left or under way")
+            return recorder.written
+    progress(run.total_s, run.total_s, "")
+    return recorder.written
+
+
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    """One pass over the grid: what is left to do, and until when."""
+
+    recorder: "_Recorder"
+    deadline_s: float
+    energy: bool
+    trials: int
+    order: random.Random
+    report: Report
+    progress: Progress
+    left_s: float = 0.0
+    total_s: float = 0.0
+    failed: set[str]
+    lost: Path
+
+    def block(self, points: Sequence[Point]) -> bool:
+        """All trials of ``points``; False once the time is spent."""
+        for trial in range(MOST_TRIALS if self.energy else 1):
+            shuffled = list(points)
+            self.order.shuffle(shuffled)
+            for point in shuffled:
+                if parts := self._parts(point, trial):
+                    if self.recorder.now_s() > self.deadline_s:
+                        return False
+                    self._measure(point, trial, parts)
+                if trial < self.trials:
+                    self.left_s -= self.cost_s(point, trial)
+        return True
+
+    def cost_s(self, point: Point, trial: int) -> float:
+        """Rough duration of one trial of a point."""
+        windows = len(point.duties) if self.energy else 0
+        return (BURST_COST_S if trial == 0 else 0.0) + windows * WINDOW_COST_S
+
+    def _parts(self, point: Point, trial: int) -> list[float | None]:
+        """What is to be measured in this trial: the burst first (None), then windows by duty."""
+        if point.key in self.failed:
+            return []
+        known = self.recorder.known
+        wanted: list[float | None] = [None] if trial == 0 else []
+        if self.energy:
+            wanted += [d for d in point.duties if trial < self.trials or self._scatters(point, d)]
+        return [d for d in wanted if (point.key, trial, d) not in known]
+
+    def _scatters(self, point: Point, duty: float) -> bool:
+        known = self.recorder.known
+        values = [
+            known[part] for t in range(MOST_TRIALS) if (part := (point.key, t, duty)) in known
+        ]
+        return len(values) >= self.trials and variation(values) > MOST_VARIATION
+
+    def _measure(self, point: Point, trial: int, parts: Sequence[float | None]) -> None:
+        self.progress(self.total_s - self.left_s, self.total_s, point.op)
         try:
-            if energy and i % IDLE_EVERY == 0:
-                recorder.idle()
+            self.recorder.measure(point, trial, parts)
         except WindowRefused as refusal:
-            report(f"idle: left out: {refusal}")
-        try:
-            recorder.measure(point, parts)
-            measured += 1
-        except WindowRefused as refusal:
-            report(f"{point.key}: left out: {refusal}")
+            self.report(f"{point.key}: left out: {refusal}")
         except WorkError:
             raise  # no sensor or no disk: the next point would not fare better
         except CANNOT_RUN as error:
-            lines = str(error).splitlines() or [type(error).__name__]
-            report(f"{point.key}: left out: {lines[0]}")
-        bench.release()
-    return measured
+            self.failed.add(point.key)
+            self.report(f"{point.key}: left out: {_first_line(error)}")
+        try:
+            self.recorder.release()
+        except RuntimeError as error:
+            # A kernel that broke the CUDA context would break it again: not to be tried again.
+            jsonl.append(self.lost, {"point": point.key, "error": _first_line(error)})
+            raise WorkError(
+                f"{point.key} broke the GPU's context: everything measured is kept, so continue "
+                "with --resume, which leaves this point out."
+            ) from error
 
 
-def _duties(point: Point, energy: bool) -> tuple[float | None, ...]:
-    return (None, *point.duties) if energy else (None,)
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _part(o: Observation) -> Part:
-    return Point(op=o.op, shape=dict(o.shape)).key, o.trial, o.duty
+def _lost(path: Path) -> set[str]:
+    """Keys of the points that broke the context of an earlier run."""
+    if not path.is_file():
+        return set()
+    jsonl.repair(path)
+    lines = io.read_text(path).splitlines()
+    records = (io.convert(io.parse_json(line, str(path)), dict, str(path)) for line in lines)
+    return {str(record.get("point")) for record in records}
+
+
+def variation(values: Sequence[float]) -> float:
+    """Coefficient of variation: standard deviation over mean; 0 of a single value."""
+    return stdev(values) / mean(values) if len(values) > 1 else 0.0
 
 
 class _Recorder:
-    """Measures points and appends what was seen, with its provenance."""
+    """Measures points and appends what was seen, with its provenance.
 
-    def __init__(self, sensor: Sensor, bench: Bench, out: Path, trial: int) -> None:
-        self._sensor, self._bench, self._out = sensor, bench, out
-        identity = sensor.identity()
-        self._common: dict[str, Any] = {
-            "gpu": identity.gpu_name,
-            "board": identity.board,
-            "driver": identity.driver,
+    ``known`` is what the file holds of this board: energy of a call, or its time for bursts.
+    """
+
+    def __init__(self, sensor: Sensor, bench: Bench, out: Path, report: Report) -> None:
+        self._sensor, self._bench, self._out, self._report = sensor, bench, out, report
+        self._identity = sensor.identity()
+        self._since_idle = IDLE_EVERY
+        self._idle_power_w: float | None = None
+        self.known: dict[Part, float] = {}
+        self.written = 0
+
+    def now_s(self) -> float:
+        """Time of the bench."""
+        return self._bench.clock.now()
+
+    def release(self) -> None:
+        """Free what the last point held."""
+        self._bench.release()
+
+    def know(self, o: Observation) -> None:
+        """Take note of what the file holds, if it is of this board."""
+        if o.board != self._identity.board:
+            return
+        if o.mode == "idle" and o.energy_j is not None and o.duration_s:
+            self._idle_power_w = o.energy_j / o.duration_s
+            return
+        value = o.call_s if o.energy_j is None else o.energy_j / (o.calls or 1.0)
+        self.known[o.point, o.trial, o.duty] = value
+
+    def measure(self, point: Point, trial: int, duties: Sequence[float | None]) -> None:
+        """The burst of a point (duty None) and its energy windows."""
+        bench = self._bench
+        where: dict[str, Any] = {
+            "op": point.op,
+            "shape": point.shape,
+            "dtype": point.dtype,
+            "library": point.library,
+            "cache": point.cache,
             "trial": trial,
         }
-
-    def measure(self, point: Point, duties: Sequence[float | None]) -> None:
-        """The burst of a point (duty None) and its energy windows."""
-        runnable = self._bench.prepare(point)
-        known: dict[str, Any] = {"op": point.op, "shape": point.shape, "stack": runnable.stack}
+        if point.op == "launch":
+            call_s, spread_s = bench.launch_s(point.shape["graph"])
+            self._append(
+                mode="host", **where, stack="launch", call_s=call_s, call_spread_s=spread_s
+            )
+            return
+        if any(duty is not None for duty in duties):
+            self._idle_if_due()
+        runnable = bench.prepare(point)
+        where["stack"] = runnable.stack
         for duty in duties:
             if duty is None:
-                call_s, spread_s = burst_time_s(runnable.work, clock=self._bench.clock)
-                sm_clock_hz = self._sensor.reading(self._bench.clock.now()).sm_clock_hz
-                times = {"call_s": call_s, "call_spread_s": spread_s, "sm_clock_hz": sm_clock_hz}
-                self._append(mode="burst", **known, **times)
-            else:
-                window = steady_window(
-                    self._sensor,
-                    runnable.work,
-                    window_s=WINDOW_S,
-                    settle_s=SETTLE_S,
-                    duty=duty,
-                    clock=self._bench.clock,
+                call_s, spread_s = burst_time_s(
+                    runnable.work, clock=bench.clock, sensor=self._sensor
                 )
-                mode = "sustained" if duty >= 1 else "duty"
-                self._append(mode=mode, duty=duty, **known, **observations.window_fields(window))
+                sm_clock_hz = self._sensor.reading(bench.clock.now()).sm_clock_hz
+                times = {"call_s": call_s, "call_spread_s": spread_s, "sm_clock_hz": sm_clock_hz}
+                self._append(mode="burst", **where, **times)
+                continue
+            work = runnable.work if duty >= 1 else runnable.pulse
+            window = steady_window(
+                self._sensor, work, settle_s=SETTLE_S, duty=duty, clock=bench.clock
+            )
+            fields = observations.window_fields(window)
+            if self._idle_power_w is not None:
+                fields["idle_power_w"] = self._idle_power_w
+                fields["net_j"] = window.energy_j - self._idle_power_w * window.duration_s
+            mode = "sustained" if duty >= 1 else "duty"
+            self._append(mode=mode, duty=duty, **where, **fields)
+            self._since_idle += 1
 
-    def idle(self) -> None:
-        """Static power: a context and clocks up, no work."""
-        window = steady_window(
-            self._sensor,
-            self._bench.idle(),
-            window_s=WINDOW_S,
-            settle_s=SETTLE_S,
-            clock=self._bench.clock,
-        )
+    def _idle_if_due(self) -> None:
+        """Static power every so often: a context and clocks up, no work."""
+        if self._since_idle < IDLE_EVERY:
+            return
+        try:
+            window = steady_window(
+                self._sensor, self._bench.idle(), settle_s=SETTLE_S, clock=self._bench.clock
+            )
+        except WindowRefused as refusal:
+            self._report(f"idle: left out: {refusal}")
+            return
         fields = observations.window_fields(window)
-        self._append(op="idle", shape={}, mode="idle", stack="torch", **fields)
+        self._append(op="idle", shape={}, mode="idle", trial=0, stack="torch", **fields)
+        self._since_idle = 0
 
     def _append(self, **fields: Any) -> None:
-        time_s = round(time.time(), 1)
-        observations.append(self._out, Observation(**self._common, **fields, time_s=time_s))
+        identity = self._identity
+        observation = Observation(
+            **fields,
+            gpu=identity.gpu_name,
+            board=identity.board,
+            driver=identity.driver,
+            time_s=round(time.time(), 1),
+        )
+        observations.append(self._out, observation)
+        self.know(observation)
+        self.written += 1

@@ -1,7 +1,8 @@
 """Observations as arrays: the shapes that the time laws read, the work that the energy laws read.
 
 The conventions of bytes and FLOP are those of ``energymodel.ops``, so that what is fitted here is
-what is predicted there.
+what is predicted there. What is fitted together has a name: a kind of ``energymodel.laws``, with
+the dtype behind a dot unless it is bfloat16 (``gemm``, ``gemm.fp8``, ``mla_decode``).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,76 +12,161 @@ import numpy as np
 
 from calibration.observations import Observation
 from energymodel.attention import SoftmaxAttention
+from energymodel.laws import L2_BYTES, REQUIRED, SM_COUNT, traffic
+from energymodel.laws import kind_of as law_kind
 from energymodel.steps import Floats
 
 Raw = Mapping[str, int]
-ELEMENT_BYTES = 2.0  # bfloat16
+Columns = dict[str, float]
+
+# Bytes of a stored weight or cached value, of an activation that enters, and of one that leaves.
+# Scales add 4 bytes for each block of 128 x 128 (fp8_block), 2 for each 128 of a column (int4).
+BYTES: Mapping[str, tuple[float, float, float]] = {
+    "bfloat16": (2, 2, 2),
+    "float16": (2, 2, 2),
+    "float32": (4, 4, 4),
+    "tf32": (4, 4, 4),
+    "fp8": (1, 1, 2),
+    "fp8_block": (1 + 4 / 128**2, 1 + 4 / 128, 2),
+    "int8": (1, 1, 2),
+    "int4": (0.5 + 2 / 128, 2, 2),
+}
+WIDE = 2.0
+# Micro-workloads that are pooled, beside their own fit, into what a prediction falls back on.
+POOLED = {"rms_norm": "elementwise", "silu_and_mul": "elementwise", "kv_write": "elementwise"}
+# Tokens that a scan and a delta rule work off together.
+SCAN_CHUNK, DELTA_CHUNK = 256, 64
+# Kernels of a name come from one library: this one where it was measured.
+PREFERRED = "vllm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Observations of one operation kind; arrays of shape [n].
+    """Observations of one name; arrays of shape [n].
+
+    ``weight_bytes``, ``row_bytes`` and ``hbm_bytes`` are those of ``laws.traffic``.
 
     ``shapes`` is what ``laws.LAWS[kind]`` reads, ``group`` numbers the shape families that are
-    held out together.
+    held out together, ``point`` the shapes. ``top_clock_hz`` is the highest SM clock that any observation saw.
     """
 
-    kind: str
+    name: str
     observations: tuple[Observation, ...]
     shapes: dict[str, Floats]
     flop: Floats
     weight_bytes: Floats
     row_bytes: Floats
+    hbm_bytes: Floats
     group: Floats
+    point: Floats
+    top_clock_hz: float
+    sm_count: float = SM_COUNT
+
+    @property
+    def kind(self) -> str:
+        """The kind whose law holds."""
+        return law_kind(self.name)
 
 
 def kind_of(op: str, shape: Raw) -> str | None:
-    """Operation kind of an observed micro-workload; None for what no law covers."""
-    if op == "attention":
-        return "decode_attention" if shape["tokens"] == 1 else "prefill_attention"
-    return {
-        "gemm": "gemm",
-        "moe": "moe",
-        "rms_norm": "elementwise",
-        "silu_and_mul": "elementwise",
-        "kv_write": "elementwise",
-        "embedding": "gather",
-        "sampling": "sampling",
-    }.get(op)
+    """Kind of an observed micro-workload as a prediction knows it; None for what has no law."""
+    return POOLED.get(op) or _own_kind(op, shape)
 
 
-def table(kind: str, observations: Sequence[Observation]) -> Table:
-    """Table of those ``observations`` that are of ``kind``."""
-    chosen = tuple(o for o in observations if kind_of(o.op, o.shape) == kind)
-    columns = [_BUILD[kind](o.op, o.shape) for o in chosen]
-    names = columns[0].keys() if columns else ()
-    shapes = {name: np.array([c[name] for c in columns], dtype=np.float64) for name in names}
+def _own_kind(op: str, shape: Raw) -> str | None:
+    if op in ("attention", "mla", "selective_scan", "linear_attention"):
+        phase = "decode" if shape["tokens"] == 1 else "prefill"
+        stem = {"mla": "mla", "selective_scan": "scan", "linear_attention": "linear_attention"}
+        return f"{phase}_attention" if op == "attention" else f"{stem[op]}_{phase}"
+    if op == "embedding":
+        return "gather"
+    return op if op in _BUILD else None
+
+
+def names_of(o: Observation) -> tuple[str, ...]:
+    """What an observation is evidence for: its own name, and the pool that it is part of."""
+    own = _own_kind(o.op, o.shape)
+    if own is None or o.cache != "cold":
+        return ()
+    plain = o.dtype == "bfloat16" or (own == "quantise" and o.dtype == "fp8")
+    name = own if plain else f"{own}.{o.dtype}"
+    return (name, POOLED[o.op]) if plain and o.op in POOLED else (name,)
+
+
+def all_names(observations: Sequence[Observation]) -> tuple[str, ...]:
+    """Every name that there is evidence for; what a profile needs comes first, seen or not."""
+    seen = {name for o in observations for name in names_of(o)}
+    return (*REQUIRED, *sorted(seen - set(REQUIRED)))
+
+
+def table(
+    name: str,
+    observations: Sequence[Observation],
+    sm_count: float = SM_COUNT,
+    l2_bytes: float = L2_BYTES,
+) -> Table:
+    """Table of those ``observations`` that are evidence for ``name``, of one library.
+
+    ``sm_count`` and ``l2_bytes`` are of the GPU's datasheet.
+    """
+    chosen = [o for o in observations if name in names_of(o)]
+    if any(o.library == PREFERRED for o in chosen):
+        chosen = [o for o in chosen if o.library == PREFERRED]
+    build = _BUILD[law_kind(name)]
+    columns = [build(o) for o in chosen]
+    keys = tuple(columns[0]) if columns else ("flop", "weights", "rows_moved", "group")
+    shapes = {key: np.array([c[key] for c in columns], dtype=np.float64) for key in keys}
+    weight_bytes, row_bytes, hbm_bytes = traffic(
+        law_kind(name), shapes, shapes.pop("weights"), shapes.pop("rows_moved"), l2_bytes
+    )
     return Table(
-        kind=kind,
-        observations=chosen,
-        flop=shapes.pop("flop"),
-        weight_bytes=shapes.pop("weights"),
-        row_bytes=shapes.pop("rows"),
+        name=name,
+        observations=tuple(chosen),
+        flop=shapes["flop"],
+        weight_bytes=weight_bytes,
+        row_bytes=row_bytes,
+        hbm_bytes=hbm_bytes,
         group=shapes.pop("group"),
+        point=_numbered([o.point for o in chosen]),
         shapes=shapes,
+        top_clock_hz=max((o.sm_clock_hz or 0.0 for o in observations), default=0.0),
+        sm_count=sm_count,
     )
 
 
-def _gemm(_: str, s: Raw) -> dict[str, float]:
-    m, n, k = s["m"], s["n"], s["k"]
+def _numbered(keys: Sequence[str]) -> Floats:
+    """A number for each distinct key."""
+    numbers = {key: float(i) for i, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys])
+
+
+def _family(*numbers: float) -> float:
+    """A number for a shape family; different ones for different tuples."""
+    return float(hash(tuple(float(x) for x in numbers)) % 2**52)
+
+
+# --- columns of one observation: shapes of the law, "flop", "weights", "rows_moved", "group" -------
+
+
+def _gemm(o: Observation) -> Columns:
+    m, n, k = o.shape["m"], o.shape["n"], o.shape["k"]
+    stored, entering, leaving = BYTES[o.dtype]
     return {
         "m": m,
         "n": n,
         "k": k,
-        "weight_bytes": ELEMENT_BYTES * n * k,
+        "weight_bytes": stored * n * k,
+        "input_element_bytes": entering,
+        "output_element_bytes": leaving,
         "flop": 2.0 * m * n * k,
-        "weights": ELEMENT_BYTES * n * k,
-        "rows": ELEMENT_BYTES * m * (n + k),
-        "group": n * 1e6 + k,
+        "weights": stored * n * k,
+        "rows_moved": m * (n * leaving + k * entering),
+        "group": _family(n, k),
     }
 
 
-def _attention(_: str, s: Raw) -> dict[str, float]:
+def _attention(o: Observation) -> Columns:
+    s = o.shape
     seqs, tokens, context = s["num_seqs"], s["tokens"], s["context"]
     heads, kv_heads, head_dim = s["heads"], s["kv_heads"], s["head_dim"]
     spec = SoftmaxAttention(
@@ -95,8 +181,9 @@ def _attention(_: str, s: Raw) -> dict[str, float]:
     kv_tokens = seqs * float(spec.chunk_kv_tokens(ones, before)[0])
     block_tokens = seqs * float(spec.decode_block_tokens(before, np.ones(1))[0])
     rows = seqs * tokens
-    cached = 2 * ELEMENT_BYTES * head_dim * kv_tokens * kv_heads
-    row_bytes = 2 * ELEMENT_BYTES * head_dim * rows * heads
+    stored = BYTES[o.dtype][0]
+    cached = 2 * stored * head_dim * kv_tokens * kv_heads
+    row_bytes = 2 * WIDE * head_dim * rows * heads
     return {
         "num_seqs": seqs,
         "tokens": rows,
@@ -106,19 +193,23 @@ def _attention(_: str, s: Raw) -> dict[str, float]:
         "kv_heads": kv_heads,
         "head_dim": head_dim,
         "block_tokens": block_tokens,
+        "kv_element_bytes": stored,
         "bytes": cached + row_bytes,
         "flop": 4.0 * heads * head_dim * pairs,
         "weights": cached,
-        "rows": row_bytes,
-        "group": ((heads * 1e3 + kv_heads) * 1e3 + head_dim) * 1e4 + s.get("window", 0),
+        "rows_moved": row_bytes,
+        "group": _family(heads, kv_heads, head_dim, s.get("window", 0)),
     }
 
 
-def _moe(_: str, s: Raw) -> dict[str, float]:
+def _moe(o: Observation) -> Columns:
+    s = o.shape
     n, hidden, inner = s["tokens"], s["hidden_size"], s["intermediate_size"]
     experts, top_k = s["num_experts"], s["top_k"]
+    stored, entering, _ = BYTES[o.dtype]
     touched = experts * (1.0 - (1.0 - top_k / experts) ** n)
-    row_bytes = ELEMENT_BYTES * (2 * hidden + top_k * (6 * inner + 2 * hidden))
+    inner_bytes = 5 * inner * WIDE + inner * entering
+    row_bytes = hidden * (entering + WIDE) + top_k * (inner_bytes + 2 * hidden * WIDE)
     return {
         "tokens": n,
         "hidden_size": hidden,
@@ -126,33 +217,140 @@ def _moe(_: str, s: Raw) -> dict[str, float]:
         "num_experts": experts,
         "top_k": top_k,
         "experts_touched": touched,
-        "weight_element_bytes": ELEMENT_BYTES,
+        "weight_element_bytes": stored,
         "flop": 6.0 * n * top_k * hidden * inner,
-        "weights": touched * 3 * hidden * inner * ELEMENT_BYTES,
-        "rows": n * row_bytes,
-        "group": (hidden * 1e5 + inner) * 1e4 + experts,
+        "weights": touched * 3 * hidden * inner * stored,
+        "rows_moved": n * row_bytes,
+        "group": _family(hidden, inner, experts),
     }
 
 
-# Values moved for each row and unit of width: what is read and what is written.
-_TENSORS = {"rms_norm": 4, "silu_and_mul": 3, "kv_write": 4, "embedding": 2}
+# Values of 16 bits moved for each row and unit of width: what is read and what is written.
+_TENSORS: Mapping[str, float] = {
+    "rms_norm": 4,
+    "layer_norm": 2,
+    "silu_and_mul": 3,
+    "gelu": 2,
+    "residual_add": 3,
+    "rotary": 2,
+    "kv_write": 4,
+    "embedding": 2,
+    "quantise": 1.5,
+    "sampling": 5,  # 16-bit logits read, written as float32, and those read again
+    "causal_conv1d": 2,
+}
 
 
-def _streaming(op: str, s: Raw) -> dict[str, float]:
-    # Sampling reads 16-bit logits, writes them as float32 and reads those again.
-    per_value = 10.0 if op == "sampling" else ELEMENT_BYTES * _TENSORS[op]
-    moved = per_value * s["rows"] * s["width"]
-    group = float(sum(map(ord, op)) * 1_000_000 + s["width"])
-    return {"bytes": moved, "flop": 0.0, "weights": 0.0, "rows": moved, "group": group}
+def _streaming(o: Observation) -> Columns:
+    s = o.shape
+    if o.op == "copy":
+        rows, width, moved = 1.0, float(s["bytes"]) / WIDE, 2.0 * s["bytes"]
+    elif o.op == "moe_routing":
+        rows, width = float(s["tokens"]), float(s["num_experts"])
+        moved = rows * (width * WIDE + 8 * s["top_k"])
+    elif o.op == "causal_conv1d":
+        rows, width = float(s["num_seqs"] * s["tokens"]), float(s["width"])
+        # One token shifts the convolution's state of three inputs, more tokens leave it behind.
+        moved = WIDE * width * (rows * _TENSORS[o.op] + 6 * s["num_seqs"])
+    else:
+        rows, width = float(s["rows"]), float(s["width"])
+        moved = _TENSORS[o.op] * _value_bytes(o) * rows * width
+    group = _family(sum(map(ord, o.op)), rows if o.op == "copy" else width)
+    return {
+        "rows": rows,
+        "width": width,
+        "bytes": moved,
+        "flop": 0.0,
+        "weights": 0.0,
+        "rows_moved": moved,
+        "group": group,
+    }
 
 
-_BUILD: dict[str, Callable[[str, Raw], dict[str, float]]] = {
+def _value_bytes(o: Observation) -> float:
+    """Bytes of a value that moves; what is quantised on the way counts in ``_TENSORS``."""
+    return BYTES[o.dtype][2]
+
+
+def _mla(o: Observation) -> Columns:
+    """Latent attention: decode in the latent space, prefill on expanded keys and values."""
+    s = o.shape
+    seqs, tokens, context, heads = s["num_seqs"], s["tokens"], s["context"], s["heads"]
+    latent = s["kv_lora_rank"] + s["qk_rope_head_dim"]
+    query = s["qk_nope_head_dim"] + s["qk_rope_head_dim"]
+    pairs = seqs * tokens * (context + 0.5 * (tokens + 1))
+    kv_tokens = seqs * (context + tokens)
+    decode = tokens == 1
+    widths = latent + s["kv_lora_rank"] if decode else query + s["v_head_dim"]
+    cached = BYTES[o.dtype][0] * kv_tokens * (latent if decode else heads * widths)
+    rows = WIDE * seqs * tokens * heads * widths
+    return _roofline(
+        flop=2.0 * heads * widths * pairs,
+        cached=cached,
+        rows=rows,
+        blocks=seqs * (max(1.0, heads / 64) if decode else heads * max(1.0, tokens / 128)),
+        group=_family(heads, s["kv_lora_rank"]),
+    )
+
+
+def _scan(o: Observation) -> Columns:
+    """Mamba 2: a state of heads x head_dim x state values for each sequence."""
+    s = o.shape
+    seqs, tokens, heads, width, state = (
+        s[name] for name in ("num_seqs", "tokens", "heads", "head_dim", "state")
+    )
+    per_token = heads * width * 3 + 2 * s["groups"] * state + heads
+    return _roofline(
+        flop=6.0 * seqs * tokens * heads * width * state,
+        cached=2.0 * _state_bytes(s) * seqs * heads * width * state,
+        rows=WIDE * seqs * tokens * per_token,
+        blocks=seqs * heads * max(1.0, tokens / SCAN_CHUNK),
+        steps=0.0 if tokens == 1 else tokens / SCAN_CHUNK,
+        group=_family(heads, width, state),
+    )
+
+
+def _delta_rule(o: Observation) -> Columns:
+    """Gated delta rule: a state of head_dim x head_dim for each value head of a sequence."""
+    s = o.shape
+    seqs, tokens, heads, width = s["num_seqs"], s["tokens"], s["heads"], s["head_dim"]
+    per_token = 2 * s["key_heads"] * width + 2 * heads * width + 2 * heads
+    return _roofline(
+        flop=6.0 * seqs * tokens * heads * width * width,
+        cached=2.0 * _state_bytes(s) * seqs * heads * width * width,
+        rows=WIDE * seqs * tokens * per_token,
+        blocks=seqs * heads * max(1.0, tokens / DELTA_CHUNK),
+        steps=0.0 if tokens == 1 else tokens / DELTA_CHUNK,
+        group=_family(heads, width),
+    )
+
+
+def _state_bytes(s: Raw) -> float:
+    return float(s.get("state_bytes", WIDE))
+
+
+def _roofline(
+    *, flop: float, cached: float, rows: float, blocks: float, group: float, steps: float = 0.0
+) -> Columns:
+    return {
+        "bytes": cached + rows,
+        "blocks": blocks,
+        "steps": steps,
+        "flop": flop,
+        "weights": cached,
+        "rows_moved": rows,
+        "group": group,
+    }
+
+
+_BUILD: Mapping[str, Callable[[Observation], Columns]] = {
     "gemm": _gemm,
     "decode_attention": _attention,
     "prefill_attention": _attention,
     "moe": _moe,
-    "elementwise": _streaming,
-    "gather": _streaming,
-    "sampling": _streaming,
+    **dict.fromkeys(("elementwise", "gather", "moe_routing", "copy", *_TENSORS), _streaming),
+    **dict.fromkeys(("mla_decode", "mla_prefill"), _mla),
+    **dict.fromkeys(("scan_decode", "scan_prefill"), _scan),
+    **dict.fromkeys(("linear_attention_decode", "linear_attention_prefill"), _delta_rule),
 }
-KINDS = tuple(_BUILD)
+KINDS = REQUIRED

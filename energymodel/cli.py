@@ -3,9 +3,11 @@
 import click
 
 from energymodel import __version__
+from energymodel.commands_calibrate import calibrate
 from energymodel.commands_common import abandon_stdout
+from energymodel.commands_doctor import doctor
 from energymodel.commands_lists import gpus, models, profiles, schema
-from energymodel.commands_measure import calibrate, measure
+from energymodel.commands_measure import measure
 from energymodel.commands_predict import predict, validate
 from energymodel.errors import InputError, WorkError
 
@@ -23,7 +25,7 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (predict, calibrate, measure, validate, models, gpus, profiles, schema):
+for _command in (predict, calibrate, doctor, measure, validate, models, gpus, profiles, schema):
     cli.add_command(_command)
 
 

@@ -165,15 +165,15 @@ def gpu_name(gpu: str) -> str:
     """The name as files spell it; ``auto`` asks the driver."""
     if gpu.lower() != "auto":
         return gpu.lower()
-    from calibration.gpu import matches
+    from calibration.gpu import datasheet
     from energymodel import hardware
 
     found = _board_name()
-    fitting = [known for known in hardware.available() if matches(known, found)]
-    if not fitting:
+    name = datasheet(found)
+    if name is None:
         known = ", ".join(hardware.available())
         raise InputError(f"--gpu auto found {found!r}, which is not known; known are {known}.")
-    return max(fitting, key=len)  # h100-pcie rather than h100
+    return name
 
 
 def _board_name() -> str:
@@ -185,3 +185,8 @@ def _board_name() -> str:
         raise InputError("--gpu auto needs the calibrate extra: energymodel[calibrate].") from error
     except Exception as error:  # NVMLError, whose module may not be imported
         raise InputError("--gpu auto finds no NVIDIA GPU here; name one instead.") from error
+
+
+def lacks(what: str, extra: str, error: ImportError) -> str:
+    """What to install where a package is missing."""
+    return f"{what} needs {error.name or 'a package'}: pip install 'energymodel[{extra}]'."

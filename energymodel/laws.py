@@ -7,6 +7,10 @@ interpolated from the calibration points (``kriging``).
 
 Parameters are in SI units: ``launch_s`` is the time of a call that does nothing, ``*_per_s`` are
 attainable rates, the others are dimensionless or in tokens, rows or elements, as documented.
+``sm_count`` is not fitted: it is the datasheet's number of streaming multiprocessors.
+
+A law is found by the name of what it describes: ``gemm`` is bfloat16, ``gemm.fp8`` the same law with
+its own parameters (``kind_of``).
 """
 
 from collections.abc import Callable, Mapping
@@ -21,8 +25,11 @@ Parameters = Mapping[str, float]
 Shapes = Mapping[str, Floats]
 
 SM_COUNT = 132.0
-"""Streaming multiprocessors of Hopper SXM boards; tiles are dealt out in waves of this many."""
+"""Streaming multiprocessors of Hopper SXM boards, for parameters that do not name ``sm_count``."""
+L2_BYTES = 62_914_560.0
+"""L2 cache of an H200, where no datasheet is at hand."""
 
+HEAD_BLOCK = 64.0
 
 TINY = np.finfo(np.float64).tiny
 
@@ -55,7 +62,8 @@ def gemm(s: Shapes, p: Parameters) -> Timed:
     (``reduce_s`` per element of k).
     """
     m, n, k = s["m"], s["n"], s["k"]
-    memory = (s["weight_bytes"] + 2.0 * m * (n + k)) / p["bytes_per_s"]
+    row_bytes = n * s.get("output_element_bytes", 2.0) + k * s.get("input_element_bytes", 2.0)
+    memory = (s["weight_bytes"] + m * row_bytes) / p["bytes_per_s"]
     tiles = np.maximum(m, 16.0) * n / 128.0**2
     compute = 2.0 * m * n * k / p["flop_per_s"]
     compute *= (1.0 + p["fill_k"] / k) * (1.0 + p["fill_tiles"] / tiles)
@@ -70,21 +78,32 @@ def decode_attention(s: Shapes, p: Parameters) -> Timed:
     ``groups`` of query heads that share a KV head are packed into one block of up to 64 rows;
     contexts are walked in whole blocks of about 128 keys and split at most 32 ways.
     """
-    seqs, kv_heads, head_dim = s["num_seqs"], s["kv_heads"], s["head_dim"]
+    seqs, kv_heads, head_dim = s["num_seqs"], s["kv_heads"], padded_head_dim(s["head_dim"])
+    sm_count = p.get("sm_count", SM_COUNT)
     length = s["block_tokens"] / np.maximum(seqs, 1.0)
     blocks = seqs * kv_heads * np.ceil(s["heads"] / kv_heads / 64.0)
     splits = np.clip(np.ceil(length / 128.0), 1.0, 32.0)
-    busy = np.minimum(blocks * splits, SM_COUNT)
+    busy = np.minimum(blocks * splits, sm_count)
     rate = 1.0 / smooth_max(
         np.full_like(busy, 1.0 / p["bytes_per_s"]), 1.0 / (busy * p["sm_bytes_per_s"]), 4.0
     )
-    per_block = blocks / SM_COUNT * p["block_s"] * (head_dim / 128.0) ** p["block_power"]
-    moved = 4.0 * head_dim * (s["block_tokens"] * kv_heads + seqs * s["heads"])
+    per_block = blocks / sm_count * p["block_s"] * (head_dim / 128.0) ** p["block_power"]
+    cached = s.get("kv_element_bytes", 2.0) * s["block_tokens"] * kv_heads
+    moved = 2.0 * head_dim * (cached + 2.0 * seqs * s["heads"])
     stream = moved / rate + p["block_share"] * per_block
     combine = p["combine_s"] * (1.0 - np.exp(-(splits - 1.0) / 4.0))
     seconds = p["launch_s"] + combine + smooth_max(per_block, stream, p["sharpness"])
     # What a stream at the full rate of the memory would take; the rest waits for the SMs.
     return Timed(seconds, np.minimum(moved / p["bytes_per_s"], seconds))
+
+
+def padded_head_dim(head_dim: Floats | float) -> Floats:
+    """Head size as the kernels walk it: in blocks of 64.
+
+    Heads of 96 were measured to take 1.25 to 1.47 times what their bytes and FLOP would, and heads
+    of 128 would take 1.33 times that.
+    """
+    return np.asarray(np.ceil(np.divide(head_dim, HEAD_BLOCK)) * HEAD_BLOCK)
 
 
 def prefill_attention(s: Shapes, p: Parameters) -> Timed:
@@ -94,14 +113,15 @@ def prefill_attention(s: Shapes, p: Parameters) -> Timed:
     ``pairs`` are the query-key pairs of one head, so mean key blocks of a query block are
     pairs / tokens / 128, plus half a block of masked waste.
     """
-    heads, kv_heads, head_dim = s["heads"], s["kv_heads"], s["head_dim"]
+    heads, kv_heads, head_dim = s["heads"], s["kv_heads"], padded_head_dim(s["head_dim"])
+    sm_count = p.get("sm_count", SM_COUNT)
     tokens = np.maximum(s["tokens"], 1e-9)
     seqs = np.maximum(s["num_seqs"], 1e-9)
     length = tokens / seqs
     query_blocks = seqs * kv_heads * np.ceil(length * heads / kv_heads / 128.0)
     key_blocks = s["pairs"] / tokens / 128.0 + 0.5
-    block_s = 4.0 * 128.0**2 * (head_dim + p["softmax_dims"]) / (p["flop_per_s"] / SM_COUNT)
-    waves = query_blocks / SM_COUNT
+    block_s = 4.0 * 128.0**2 * (head_dim + p["softmax_dims"]) / (p["flop_per_s"] / sm_count)
+    waves = query_blocks / sm_count
     wide = waves * (p["block_s"] + key_blocks * block_s)
     # One block's walk over its keys bounds the time where there are fewer blocks than SMs.
     longest = np.ceil((s["kv_tokens"] / seqs) / 128.0)
@@ -121,7 +141,7 @@ def moe(s: Shapes, p: Parameters) -> Timed:
     activations pass through memory in between.
     """
     n, hidden, inner, top_k = s["tokens"], s["hidden_size"], s["intermediate_size"], s["top_k"]
-    touched = np.maximum(s["experts_touched"], 1.0)
+    touched, sm_count = np.maximum(s["experts_touched"], 1.0), p.get("sm_count", SM_COUNT)
     rows = n * top_k
     best = np.full_like(n, np.inf)
     share = np.zeros_like(n)
@@ -135,7 +155,7 @@ def moe(s: Shapes, p: Parameters) -> Timed:
             tiles = row_blocks * np.maximum(width / 128.0, 1.0)
             compute = row_blocks * (block_m + p["fill_rows"]) * 2.0 * np.maximum(width, 128.0)
             compute = compute * (depth + p["fill_k"]) / p["flop_per_s"]
-            compute = compute * np.maximum(1.0, SM_COUNT / tiles)
+            compute = compute * np.maximum(1.0, sm_count / tiles)
             part, computing = blend(compute, memory, p["sharpness"])
             total += part
             clocked += part * computing
@@ -147,26 +167,99 @@ def moe(s: Shapes, p: Parameters) -> Timed:
     return Timed(extra + best, extra + best * (1.0 - share))
 
 
+def memory_share(moved_bytes: Floats, cache_bytes: float) -> Floats:
+    """Share of what a row-by-row call moves that reaches the memory; the L2 cache holds the rest.
+
+    Between half the cache and twice it, one goes over into the other.
+    """
+    return 1.0 / (1.0 + (cache_bytes / np.maximum(moved_bytes, 1.0)) ** 2)
+
+
+def traffic(
+    kind: str,
+    shapes: Mapping[str, Floats | float],
+    weight_bytes: Floats,
+    row_bytes: Floats,
+    l2_bytes: float,
+) -> tuple[Floats, Floats, Floats]:
+    """(bytes that cost ``weight_byte_j``, bytes that cost ``row_byte_j``, bytes in the memory).
+
+    Weights and cached keys and values come from the memory and activations pass through it; of a
+    row-by-row call, only what the L2 cache cannot hold, and the half of a gather or a cache write
+    that is scattered over more memory than the cache covers. Attention passes whole blocks of a
+    head through the SMs.
+    """
+    if kind in ("decode_attention", "prefill_attention"):
+        padding = padded_head_dim(shapes["head_dim"]) / shapes["head_dim"]
+        return weight_bytes * padding, row_bytes, weight_bytes + row_bytes
+    if kind not in STREAMING_KINDS:
+        return weight_bytes, row_bytes, weight_bytes + row_bytes
+    moved = weight_bytes + row_bytes
+    scattered = SCATTERED_SHARE.get(kind, 0.0)
+    share = scattered + (1.0 - scattered) * memory_share(moved, l2_bytes)
+    spilled = moved * share
+    return spilled, moved - spilled, spilled
+
+
 def streaming(s: Shapes, p: Parameters) -> Timed:
-    """Element by element: a fixed start, then bytes; what fits the L2 cache moves faster."""
+    """Row by row: a fixed start, then the longer of bytes moved and rows walked.
+
+    What fits the L2 cache moves faster. A row is walked by one block, ``element_s`` for each of
+    its ``width`` values, and ``rows_per_sm`` rows run on a multiprocessor at a time.
+    """
     memory = s["bytes"] / p["bytes_per_s"]
     cached = s["bytes"] / p["cache_bytes_per_s"]
-    # Between half the cache and twice it, the rate goes over from one to the other.
-    spill = 1.0 / (1.0 + (p["cache_bytes"] / np.maximum(s["bytes"], 1.0)) ** 2)
-    seconds = p["launch_s"] + spill * memory + (1.0 - spill) * cached
+    spill = memory_share(s["bytes"], p["cache_bytes"])
+    moving = spill * memory + (1.0 - spill) * cached
+    waves = 1.0 + s["rows"] / (p.get("sm_count", SM_COUNT) * p["rows_per_sm"])
+    seconds = p["launch_s"] + smooth_max(moving, p["element_s"] * s["width"] * waves, 3.0)
     return Timed(seconds, seconds)
 
+
+def roofline(s: Shapes, p: Parameters) -> Timed:
+    """Any other call: the longer of ``bytes`` and ``flop`` at rates that ``blocks`` of work fill.
+
+    ``blocks`` are pieces that run independently of each other, such as sequences x heads; with
+    fewer than ``fill_blocks`` to a multiprocessor the rates fall. ``steps`` follow one another
+    inside a call (the tokens of a scan), ``step_s`` each.
+    """
+    filled = s["blocks"] / p.get("sm_count", SM_COUNT)
+    share = filled / (filled + p["fill_blocks"])
+    memory = s["bytes"] / (p["bytes_per_s"] * share)
+    longer, streamed = blend(memory, s["flop"] / (p["flop_per_s"] * share), p["sharpness"])
+    seconds = p["launch_s"] + p["step_s"] * s["steps"] + longer
+    return Timed(seconds, seconds * streamed)
+
+
+STREAMING_KINDS = (
+    "elementwise", "gather", "sampling",
+    "rms_norm", "layer_norm", "silu_and_mul", "gelu", "residual_add", "rotary", "kv_write",
+    "quantise", "moe_routing", "causal_conv1d", "copy",
+)  # fmt: skip
+"""Row by row. The first three pool what a prediction needs; the others are single kernels."""
+
+SCATTERED_SHARE: Mapping[str, float] = {"gather": 0.5, "kv_write": 0.5}
+"""Share of the bytes that are read from or written to a table far larger than the L2 cache."""
+
+ROOFLINE_KINDS = (
+    "mla_decode", "mla_prefill", "scan_decode", "scan_prefill",
+    "linear_attention_decode", "linear_attention_prefill",
+)  # fmt: skip
+"""Latent attention, selective scans (Mamba 2) and gated delta rules."""
 
 LAWS: Mapping[str, Callable[[Shapes, Parameters], Timed]] = {
     "gemm": gemm,
     "decode_attention": decode_attention,
     "prefill_attention": prefill_attention,
     "moe": moe,
-    "elementwise": streaming,
-    "gather": streaming,
-    "sampling": streaming,
+    **dict.fromkeys(STREAMING_KINDS, streaming),
+    **dict.fromkeys(ROOFLINE_KINDS, roofline),
 }
 
+_STREAMING = (
+    "launch_s", "bytes_per_s", "cache_bytes_per_s", "cache_bytes", "element_s", "rows_per_sm",
+)  # fmt: skip
+_ROOFLINE = ("launch_s", "bytes_per_s", "flop_per_s", "sharpness", "fill_blocks", "step_s")
 
 PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "gemm": (
@@ -184,11 +277,21 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
         "launch_s", "bytes_per_s", "flop_per_s", "fill_rows", "fill_k", "sharpness",
         "hidden_passes", "inner_passes", "expert_s",
     ),
-    "elementwise": ("launch_s", "bytes_per_s", "cache_bytes_per_s", "cache_bytes"),
-    "gather": ("launch_s", "bytes_per_s", "cache_bytes_per_s", "cache_bytes"),
-    "sampling": ("launch_s", "bytes_per_s", "cache_bytes_per_s", "cache_bytes"),
+    **dict.fromkeys(STREAMING_KINDS, _STREAMING),
+    **dict.fromkeys(ROOFLINE_KINDS, _ROOFLINE),
 }  # fmt: skip
 """Parameters of each law; all are positive."""
+
+REQUIRED = (
+    "gemm", "decode_attention", "prefill_attention", "moe", "elementwise", "gather", "sampling",
+)  # fmt: skip
+"""What no prediction can do without; a profile may hold more."""
+
+
+def kind_of(name: str) -> str:
+    """The kind, whose law holds, of what is calibrated under ``name``: ``gemm`` of ``gemm.fp8``."""
+    return name.partition(".")[0]
+
 
 WIDTHS: Mapping[str, tuple[str, ...]] = {
     "gemm": ("n", "k"),
@@ -208,6 +311,8 @@ def domain_axes(kind: str, s: Shapes) -> dict[str, Floats]:
     if kind == "prefill_attention":
         reach = s["pairs"] / np.maximum(s["tokens"], 1.0)
         return {n: s[n] for n in ("tokens", "heads", "kv_heads")} | {"keys_per_query": reach}
+    if kind in ROOFLINE_KINDS:
+        return {n: s[n] for n in ("flop", "bytes", "blocks")}
     return {}
 
 
@@ -227,6 +332,10 @@ def features(kind: str, s: Shapes) -> NDArray[np.float64]:
         per_expert = s["tokens"] * s["top_k"] / s["num_experts"]
         columns = [s["tokens"], per_expert, s["hidden_size"], s["intermediate_size"]]
         columns += [s["num_experts"], s["top_k"]]
+    elif kind in ROOFLINE_KINDS:
+        columns = [s["flop"], s["bytes"], s["blocks"]]
+    elif kind in STREAMING_KINDS:
+        columns = [s["rows"], s["width"]]
     else:
         raise ValueError(f"operations of kind '{kind}' have no residual")
     table: Floats = np.stack(np.broadcast_arrays(*columns), axis=1)

@@ -149,8 +149,8 @@ def _attention_block(ctx: Context, layer: LayerSpec, count: int, dtype: str) -> 
 
 def _kv_cache_write(ctx: Context, a: SoftmaxAttention, count: int) -> Op:
     """Copy of the new keys and values into the cache, converted where the cache is narrower."""
-    width = 2 * a.kv_size
-    row_bytes = width * ctx.wide + a.kv_bytes_per_token(ctx.kv_element_bytes)
+    width = a.kv_size
+    row_bytes = 2 * width * ctx.wide + a.kv_bytes_per_token(ctx.kv_element_bytes)
     return elementwise(ctx, "kv_cache_write", "attention", count, width=width, row_bytes=row_bytes)
 
 

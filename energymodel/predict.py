@@ -7,6 +7,7 @@ import numpy as np
 from energymodel import attribution, baselines, domain, latency, power
 from energymodel.deployment import ENGINES, Deployment
 from energymodel.errors import InputError
+from energymodel.laws import traffic
 from energymodel.model import ModelSpec
 from energymodel.ops import Op, lower
 from energymodel.power import StepLoad
@@ -122,10 +123,11 @@ def demand(model: ModelSpec, deployment: Deployment, steps: Steps, profile: Prof
     for op, time in zip(ops, times, strict=True):
         estimates = profile.operations[op.kind].energy
         energy = {name: estimate.value for name, estimate in estimates.items()}
-        rows = op.hbm_bytes - op.weight_bytes
-        core_j = power.core_energy_j(energy, op.flop, op.weight_bytes, rows, time.seconds)
+        row_bytes, l2_bytes = op.hbm_bytes - op.weight_bytes, profile.gpu.l2_bytes
+        weights, rows, hbm_bytes = traffic(op.kind, op.shape, op.weight_bytes, row_bytes, l2_bytes)
+        core_j = power.core_energy_j(energy, op.flop, weights, rows, time.seconds)
         core.append(op.count * core_j)
-        hbm.append(op.count * energy["hbm_byte_j"] * op.hbm_bytes)
+        hbm.append(op.count * energy["hbm_byte_j"] * hbm_bytes)
     return Demand(ops=ops, times=times, core_j=core, hbm_j=hbm)
 
 

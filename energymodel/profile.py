@@ -17,7 +17,7 @@ from energymodel import hardware
 from energymodel.errors import InputError
 from energymodel.hardware import GpuSpec
 from energymodel.kriging import Kriging
-from energymodel.laws import PARAMETERS
+from energymodel.laws import LAWS, PARAMETERS, REQUIRED, kind_of
 
 # Names that a prediction looks up.
 ENGINE = (
@@ -67,8 +67,16 @@ class StoredKriging:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Covariance:
+    """Covariance of the logarithms of fitted values, ``matrix[i][j]`` of ``names[i]`` and [j]."""
+
+    names: tuple[str, ...]
+    matrix: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OperationProfile:
-    """Time and energy of one kind of operation.
+    """Time and energy of one kind of operation, in one dtype.
 
     ``law`` are the parameters of ``laws.LAWS[kind]``; ``clock_share`` says how much of the
     clocked time really stretches when the SM clock falls (1: like 1/f). ``energy``: ``flop_j`` per
@@ -77,7 +85,7 @@ class OperationProfile:
     byte in the memory itself, which the SM clock does not touch.
     ``domain`` bounds the calibrated shapes, ``sizes`` lists the calibrated values of what selects
     a kernel and cannot be interpolated; ``time_error`` and ``energy_error`` are median
-    absolute relative errors on shapes held out of the fit.
+    absolute relative errors on shapes held out of the fit. ``stack`` names the kernels.
     """
 
     law: Mapping[str, Estimate]
@@ -88,6 +96,9 @@ class OperationProfile:
     energy_error: float
     sizes: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     residual: StoredKriging | None = None
+    law_covariance: Covariance | None = None
+    energy_covariance: Covariance | None = None
+    stack: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +136,11 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """One GPU under one engine, calibrated."""
+    """One GPU under one engine, calibrated.
+
+    ``operations`` are by name: a kind of ``laws.LAWS``, with a dtype behind a dot unless it is
+    bfloat16 (``gemm``, ``gemm.fp8``).
+    """
 
     schema_version: Literal[1]
     name: str
@@ -189,12 +204,15 @@ def _problems(profile: Profile) -> Iterator[tuple[str, str]]:
             yield f"accuracy.energy_quantile.{regime}", "is missing"
     if not 0 < profile.power.limit_share.value <= MOST_LIMIT_SHARE:
         yield "power.limit_share.value", f"must be above 0 and at most {MOST_LIMIT_SHARE:g}"
-    for kind, names in PARAMETERS.items():
-        operation = profile.operations.get(kind)
-        if operation is None:
+    for kind in REQUIRED:
+        if kind not in profile.operations:
             yield f"operations.{kind}", "is missing"
+    for name, operation in profile.operations.items():
+        where, kind = f"operations.{name}", kind_of(name)
+        if kind not in LAWS:
+            yield where, "is of a kind that has no law"
         else:
-            yield from _operation_problems(f"operations.{kind}", operation, names)
+            yield from _operation_problems(where, operation, PARAMETERS[kind])
 
 
 def _operation_problems(
@@ -212,6 +230,17 @@ def _operation_problems(
             yield f"{where}.energy.{name}.value", "must not be negative"
     if not 0 <= operation.clock_share.value <= 1:
         yield f"{where}.clock_share.value", "must be from 0 to 1"
+    yield from _table_problems(where, operation)
+
+
+def _table_problems(where: str, operation: OperationProfile) -> Iterator[tuple[str, str]]:
+    """Matrices and points whose sizes do not agree."""
+    for field_name in ("law_covariance", "energy_covariance"):
+        covariance = getattr(operation, field_name)
+        if covariance is not None:
+            sizes = {len(covariance.matrix), *map(len, covariance.matrix)}
+            if sizes != {len(covariance.names)}:
+                yield f"{where}.{field_name}", "must have a row and a column for each name"
     residual = operation.residual
     if residual is not None:
         widths = {len(residual.length_scales), *map(len, residual.points)}

@@ -308,11 +308,12 @@ def models(rows: Iterable[Mapping[str, Any]]) -> "Table":
 def gpus(rows: Iterable[Mapping[str, Any]]) -> "Table":
     """Known GPUs, one line each."""
     table = _table("gpu", "name", ">bf16", ">memory", ">bandwidth", ">limit", ">clock", "profile")
+    table.columns[0].no_wrap = True
     for r in rows:
         peak = r["peak_flop_per_s"].get("bfloat16")
         table.add_row(
             printable(r["name"]),
-            printable(r["full_name"]),
+            printable(r["full_name"].removeprefix("NVIDIA ")),
             f"{quantity(peak, FLOP)}/s",
             quantity(r["hbm_bytes"], BYTES),
             f"{quantity(r['hbm_bytes_per_s'], BYTES)}/s",

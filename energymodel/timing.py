@@ -8,6 +8,7 @@ import numpy as np
 
 from energymodel import laws
 from energymodel.laws import Shapes, Timed
+from energymodel.model import DTYPE_BYTES
 from energymodel.ops import Op
 from energymodel.profile import OperationProfile, Profile, StoredKriging
 from energymodel.steps import Floats
@@ -17,6 +18,8 @@ from energymodel.steps import Floats
 CURVE_AXIS: Mapping[str, str] = {"gemm": "m", "moe": "tokens"}
 NODES_PER_DOUBLING = 8
 CURVE_DOUBLINGS = 20
+# Activations leave a product in bfloat16 or float16, whatever it was multiplied in.
+OUTPUT_BYTES = 2.0
 # Rows of features that are interpolated at a time: bounds memory at any number of steps.
 BLOCK_ROWS = 4096
 
@@ -59,6 +62,9 @@ def law_shapes(op: Op, padded: Callable[[Floats], Floats]) -> dict[str, Floats]:
         if op.component != "lm_head":
             shapes["m"] = padded(shapes["m"])
         shapes["weight_bytes"] = shapes["n"] * shapes["k"] * shapes["weight_element_bytes"]
+        # Inputs come in the format of the arithmetic, outputs are 16 bits wide.
+        shapes["input_element_bytes"] = np.asarray(DTYPE_BYTES[op.dtype])
+        shapes["output_element_bytes"] = np.asarray(OUTPUT_BYTES)
     elif op.kind == "moe":
         shapes["tokens"] = padded(shapes["tokens"])
     else:

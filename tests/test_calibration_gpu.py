@@ -8,7 +8,7 @@ from calibration import observations
 from calibration.gpu import find_gpu, gpu_key
 from calibration.grid import Point
 from calibration.sensors import NvmlSensor
-from calibration.sweep import sweep
+from calibration.sweep import MOST_TRIALS, TRIALS, sweep
 from energymodel.errors import WorkError
 
 pytestmark = pytest.mark.gpu
@@ -38,24 +38,33 @@ def test_the_sensor_answers_within_reason(sensor: NvmlSensor) -> None:
 def test_one_product_end_to_end(sensor: NvmlSensor, tmp_path: Path) -> None:
     point = Point(op="gemm", shape={"m": 4096, "n": 14336, "k": 4096}, duties=(1.0, 0.2))
     out, lines = tmp_path / "o.jsonl", []
-    assert sweep([point], sensor, out, budget_s=120, report=lines.append) == 1
+    written = sweep([point], sensor, out, budget_s=120, report=lines.append)
     assert lines == []
-    by_mode = {o.mode: o for o in observations.read(out)}
+    seen = list(observations.read(out))
+    assert len(seen) == written
+    by_mode = {mode: [o for o in seen if o.mode == mode] for mode in {o.mode for o in seen}}
     assert set(by_mode) == {"idle", "burst", "sustained", "duty"}
+    for mode, most in (("sustained", MOST_TRIALS), ("duty", MOST_TRIALS), ("burst", 1)):
+        trials = [o.trial for o in by_mode[mode]]
+        assert trials == list(range(len(trials)))
+        assert min(TRIALS, most) <= len(trials) <= most
     flop = 2 * 4096 * 14336 * 4096
     limit_w, full_hz = sensor.identity().power_limit_w, sensor.identity().max_sm_clock_hz
-    powers = {}
-    for mode, o in by_mode.items():
-        if mode == "burst":
-            continue
-        assert o.energy_j is not None
-        assert o.duration_s is not None
-        powers[mode] = o.energy_j / o.duration_s
-    assert 10 < powers["idle"] < powers["duty"] < powers["sustained"] < 1.05 * limit_w
-    # Between a tenth and a hundred picojoules each FLOP on any GPU that runs bf16 products.
-    sustained, duty = by_mode["sustained"], by_mode["duty"]
-    assert sustained.calls is not None
-    assert 0.1e-12 < (sustained.energy_j or 0) / (sustained.calls * flop) < 100e-12
-    assert (duty.busy_s or 0) / (duty.duration_s or 1) == pytest.approx(0.2, rel=0.1)
-    assert (duty.sm_clock_hz or 0) > 0.9 * full_hz
-    assert by_mode["burst"].call_s <= 1.02 * sustained.call_s
+    powers = {
+        mode: [(o.energy_j or 0) / (o.duration_s or 1) for o in by_mode[mode]]
+        for mode in ("idle", "duty", "sustained")
+    }
+    assert min(powers["idle"]) > 10
+    assert max(powers["idle"]) < min(powers["duty"])
+    assert max(powers["duty"]) < min(powers["sustained"])
+    assert max(powers["sustained"]) < 1.05 * limit_w
+    for o in by_mode["sustained"]:
+        assert o.calls is not None
+        # Between a tenth and a hundred picojoules each FLOP on any GPU that runs bf16 products.
+        assert 0.1e-12 < (o.energy_j or 0) / (o.calls * flop) < 100e-12
+        # What is left above static power is less, and the most of it.
+        assert 0.5 * (o.energy_j or 0) < (o.net_j or 0) < (o.energy_j or 0)
+        assert by_mode["burst"][0].call_s <= 1.02 * o.call_s
+    for o in by_mode["duty"]:
+        assert (o.busy_s or 0) / (o.duration_s or 1) == pytest.approx(0.2, rel=0.1)
+        assert (o.sm_clock_hz or 0) > 0.9 * full_hz

@@ -14,8 +14,9 @@ from calibration import measure as module
 from calibration.engines import vllm
 from calibration.engines.vllm import Run
 from calibration.measure import measure, measure_all
-from calibration.sensors import Reading, Sensor, Watcher
-from calibration.simulated import SimulatedGpu, SimulatedSensor
+from calibration.sensors import Reading, Sensor
+from calibration.simulation.gpu import SimulatedGpu, SimulatedSensor
+from calibration.watch import Watcher
 from calibration.window import WindowRefused
 from energymodel import io
 from energymodel.deployment import Deployment
@@ -292,7 +293,7 @@ def test_narrow_weights_are_redrawn_over_their_range() -> None:
 
 
 def test_calibration_is_importable_without_torch_vllm_and_nvml() -> None:
-    modules = ("gpu", "measure", "sweep", "simulated", "observations", "grid", "engines.vllm")
+    modules = ("gpu", "measure", "sweep", "simulation.gpu", "observations", "grid", "engines.vllm")
     lines = [
         "import sys",
         "sys.modules.update(dict.fromkeys(['torch', 'vllm', 'pynvml']))",

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from calibration import gpu
-from calibration.gpu import find_gpu, gpu_key, matches
+from calibration.gpu import datasheet, find_gpu, gpu_key, matches
 from calibration.sensors import NvmlSensor
+from energymodel import hardware
 from energymodel.errors import InputError, WorkError
 
 
@@ -145,26 +146,65 @@ def test_a_sensor_by_uuid_and_by_index(nvml: SimpleNamespace) -> None:
     ("name", "key", "others"),
     [
         ("NVIDIA H200", "h200", ["auto", "H200", "nvidia h200"]),
-        ("NVIDIA H100 80GB HBM3", "h100", ["h100", "h100-80gb", "H100_HBM3"]),
-        ("NVIDIA H100 PCIe", "h100", ["h100-pcie"]),
-        ("NVIDIA GH200 480GB", "gh200", ["gh200"]),
-        ("NVIDIA A100-SXM4-80GB", "a100", ["a100", "a100-80gb"]),
-        ("NVIDIA L40S", "l40s", ["l40s"]),
-        ("Tesla T4", "t4", ["t4"]),
+        ("NVIDIA H200 NVL", "h200-nvl", ["H200-NVL"]),
+        ("NVIDIA H100 80GB HBM3", "h100", ["H100", "h100-80gb", "H100_HBM3"]),
+        ("NVIDIA H100 PCIe", "h100-pcie", ["auto"]),
+        ("NVIDIA H100 NVL", "h100-nvl", []),
+        ("NVIDIA H20", "h20", []),
+        ("NVIDIA GH200 480GB", "gh200", ["gh200-480gb"]),
+        ("NVIDIA GH200 144G HBM3e", "gh200-144gb", []),
+        ("NVIDIA A100-SXM4-80GB", "a100-sxm-80gb", ["a100", "a100-80gb", "a100-sxm4-80gb"]),
+        ("NVIDIA A100-SXM4-40GB", "a100-sxm-40gb", ["a100", "a100-40gb"]),
+        ("NVIDIA A100 80GB PCIe", "a100-pcie-80gb", ["a100", "a100-80gb"]),
+        ("NVIDIA A100-PCIE-40GB", "a100-pcie-40gb", ["a100", "a100-40gb"]),
+        ("A100-SXM4-40GB", "a100-sxm-40gb", ["a100"]),
+        ("NVIDIA B200", "b200", []),
+        ("NVIDIA B300 SXM6 AC", "b300", []),
+        ("NVIDIA L40S", "l40s", []),
+        ("NVIDIA L4", "l4", []),
+        ("NVIDIA RTX 6000 Ada Generation", "rtx-6000-ada", ["rtx-6000"]),
+        # Without a data sheet: by the product, unless that is the name of another board's sheet.
+        ("NVIDIA H100 96GB HBM3", "h100-96gb-hbm3", ["h100-96gb"]),
+        ("NVIDIA L40", "l40", []),
+        ("Tesla T4", "t4", []),
         ("NVIDIA GeForce RTX 4090", "geforce-rtx-4090", ["rtx-4090"]),
     ],
 )
 def test_names(name: str, key: str, others: list[str]) -> None:
     assert gpu_key(name) == key
-    assert all(matches(expected, name) for expected in [key, *others])
+    assert datasheet(name) == (key if key in hardware.available() else None)
+    for expected in [key, *others]:
+        assert matches(expected, name), expected
 
 
 @pytest.mark.parametrize(
     ("expected", "name"),
-    [("h200", "NVIDIA GH200 480GB"), ("h100", "NVIDIA H200"), ("h100-pcie", "NVIDIA H100 NVL")],
+    [
+        ("h200", "NVIDIA GH200 480GB"),
+        ("h200", "NVIDIA H200 NVL"),
+        ("h100", "NVIDIA H200"),
+        ("h100", "NVIDIA H100 PCIe"),
+        ("h100", "NVIDIA H100 NVL"),
+        ("h100", "NVIDIA H100 96GB HBM3"),
+        ("h100-pcie", "NVIDIA H100 NVL"),
+        ("h100-pcie", "NVIDIA H100 80GB HBM3"),
+        ("h20", "NVIDIA H200"),
+        ("gh200", "NVIDIA GH200 144G HBM3e"),
+        ("a100-40gb", "NVIDIA A100-SXM4-80GB"),
+        ("a100-sxm-80gb", "NVIDIA A100 80GB PCIe"),
+        ("l4", "NVIDIA L40S"),
+        ("l40s", "NVIDIA L4"),
+        ("b200", "NVIDIA B300 SXM6 AC"),
+        ("", "NVIDIA H200"),
+    ],
 )
 def test_names_that_differ(expected: str, name: str) -> None:
     assert not matches(expected, name)
+
+
+def test_every_data_sheet_is_that_of_its_own_full_name() -> None:
+    for known in hardware.available():
+        assert datasheet(hardware.load(known).full_name) == known
 
 
 # Which device ----------------------------------------------------------------------------------
@@ -210,6 +250,9 @@ def test_a_hidden_device_is_refused(
 def test_another_gpu_is_refused_and_both_are_named(nvml: SimpleNamespace) -> None:
     find_gpu("h200")
     with pytest.raises(InputError, match=r"NVIDIA H200 \(h200\), got h100\.$"):
+        find_gpu("h100")
+    nvml.boards[0] = Board(name="NVIDIA H100 PCIe")
+    with pytest.raises(InputError, match=r"NVIDIA H100 PCIe \(h100-pcie\), got h100\.$"):
         find_gpu("h100")
 
 

@@ -1,14 +1,15 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibration import jsonl, observations
+from calibration import grid, jsonl, observations
 from calibration.observations import Observation
-from calibration.simulated import SimulatedOp, SimulatedSensor
+from calibration.simulation.gpu import SimulatedOp, SimulatedSensor
 from calibration.window import steady_window
 from energymodel.errors import InputError, WorkError
 
@@ -43,8 +44,11 @@ def test_read_gives_back_what_was_appended(tmp_path: Path) -> None:
     st.builds(
         Observation,
         op=names, shape=st.dictionaries(names, counts, max_size=4), mode=names, trial=counts,
+        dtype=st.sampled_from(get_args(observations.Dtype)),
+        library=st.sampled_from(["vllm", "torch"]), cache=st.sampled_from(["cold", "warm"]),
         call_s=numbers, call_spread_s=maybe, duty=maybe, duration_s=maybe, energy_j=maybe,
-        calls=maybe, busy_s=maybe, ticks=st.none() | counts, sm_clock_hz=maybe,
+        idle_power_w=maybe, net_j=maybe, calls=maybe, busy_s=maybe, ticks=st.none() | counts,
+        lost_ticks=st.none() | counts, sm_clock_hz=maybe,
         temperature_c=maybe, throttle_reasons=st.none() | counts, memory_power_w=maybe,
         stack=names, gpu=names, board=names, driver=names, data=names, time_s=maybe,
     )
@@ -72,6 +76,53 @@ def test_a_window_becomes_fields_of_an_observation() -> None:
     window = steady_window(sensor, work, window_s=0.7, settle_s=0.1, clock=sensor.clock)
     assert observations.window_fields(window) == asdict(window)
     assert "memory_power_w" not in observations.window_fields(replace(window, memory_power_w=None))
+
+
+def test_what_a_line_does_not_say_is_what_was_usual(tmp_path: Path) -> None:
+    path = tmp_path / "o.jsonl"
+    old = {
+        "op": "gemm", "shape": {"m": 1, "n": 2, "k": 3}, "mode": "burst", "trial": 0,
+        "call_s": 1.5e-5, "stack": "torch", "gpu": "NVIDIA H200", "board": "7b75fe4c9032",
+        "driver": "580", "time_s": 1795260001.5,
+    }  # fmt: skip
+    path.write_text(json.dumps(old) + "\n", encoding="utf-8")
+    assert list(observations.read(path)) == [ONE]
+    assert (ONE.dtype, ONE.library, ONE.cache) == observations.USUAL
+    assert (ONE.idle_power_w, ONE.net_j, ONE.lost_ticks) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({}, "gemm:k=3,m=1,n=2"),
+        ({"shape": {"n": 2, "k": 3, "m": 1}}, "gemm:k=3,m=1,n=2"),
+        ({"mode": "sustained", "trial": 4, "board": "x", "stack": "y"}, "gemm:k=3,m=1,n=2"),
+        ({"dtype": "fp8"}, "gemm:k=3,m=1,n=2:fp8"),
+        ({"library": "torch", "cache": "warm"}, "gemm:k=3,m=1,n=2:torch:warm"),
+        ({"op": "idle", "shape": {}}, "idle:"),
+    ],
+)
+def test_a_point_is_what_ran_and_how_whoever_measured_it(changes: dict[str, Any], key: str) -> None:
+    assert replace(ONE, **changes).point == key
+
+
+def test_a_point_of_the_grid_and_its_observation_have_one_key() -> None:
+    for point in grid.full():
+        how: dict[str, Any] = {"dtype": point.dtype, "library": point.library}
+        assert replace(ONE, op=point.op, shape=point.shape, **how).point == point.key
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "known"),
+    [("dtype", "fp4", "bfloat16"), ("library", "jax", "vllm"), ("cache", "tepid", "cold")],
+)
+def test_a_way_to_run_that_is_unknown_is_named(
+    tmp_path: Path, field: str, value: str, known: str
+) -> None:
+    path = tmp_path / "o.jsonl"
+    observations.append(path, replace(ONE, **{field: value}))
+    with pytest.raises(InputError, match=rf'line 1: {field} must be .*"{known}".*, got "{value}"'):
+        list(observations.read(path))
 
 
 @pytest.mark.parametrize("cut", [1, 20, 150])

@@ -6,28 +6,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from step_builders import decode, prefill
 
 from calibration import observations as observation_file
-from calibration.fit import SHARED_ENERGY, fit_profile
+from calibration.fit import fit_profile
+from calibration.fit_components import SHARED_ENERGY
 from calibration.fit_engine import Case, fit_engine, prepare
 from calibration.fit_time import START
 from calibration.observations import Observation
+from calibration.simulation.truth import declared
 from calibration.tables import KINDS, kind_of, table
-from energymodel import io, laws, power
+from energymodel import hardware, io, laws, power
 from energymodel import profile as profiles
-from energymodel.attention import SoftmaxAttention
 from energymodel.deployment import Deployment
 from energymodel.errors import InputError
 from energymodel.find_model import find_model
 from energymodel.io import Run
 from energymodel.model import ModelSpec
-from energymodel.ops import lower
 from energymodel.power import StepLoad
 from energymodel.predict import predict
 from energymodel.profile import Profile
 from energymodel.serving import schedule_offline
-from energymodel.timing import clocked_seconds, law_shapes
+from energymodel.timing import clocked_seconds
 from energymodel.vllm_engine import engine_time
 from energymodel.workload import Bin, Workload
 
@@ -36,34 +35,12 @@ NOISE = 0.005
 
 # --- the truth ------------------------------------------------------------------------------------
 
-# Away from the starting values of the fit, each in its own direction.
-LAW = {
-    kind: {
-        name: value * (1.0 + 0.12 * np.sin(3.0 * i + len(kind)))
-        for i, (name, value) in enumerate(start.items())
-    }
-    for kind, start in START.items()
-}
-STATIC_W, STATIC_W_PER_C = 90.0, 0.7
-HELD_SHARE, EXPONENT, HBM_BYTE_J = 0.99, 1.3, 2.2e-11
-ENERGY = {
-    "gemm": {"flop_j": 8e-13, "weight_byte_j": 6e-11, "row_byte_j": 8e-11, "busy_w": 90.0},
-    "decode_attention": {
-        "flop_j": 5e-14,
-        "weight_byte_j": 1.2e-10,
-        "row_byte_j": 2e-10,
-        "busy_w": 30.0,
-    },
-    "prefill_attention": {
-        "flop_j": 1.1e-12,
-        "weight_byte_j": 5e-11,
-        "row_byte_j": 1.2e-10,
-        "busy_w": 60.0,
-    },
-    "moe": {"flop_j": 1.0e-12, "weight_byte_j": 9e-11, "row_byte_j": 2e-10, "busy_w": 30.0},
-    "elementwise": {"flop_j": 0.0, "weight_byte_j": 0.0, "row_byte_j": 1e-10, "busy_w": 20.0},
-}
-CLOCK_SHARE = {"gemm": 0.7, "prefill_attention": 0.8, "moe": 0.9}
+TRUTH = declared(hardware.load("h200"))
+LAW = {kind: TRUTH.law(kind) for kind in START}
+ENERGY = {kind: TRUTH.energy(kind) for kind in START}
+CLOCK_SHARE = {kind: TRUTH.clock_share(kind) for kind in START}
+STATIC_W, STATIC_W_PER_C = TRUTH.static_w, TRUTH.static_w_per_c
+HELD_SHARE, EXPONENT, HBM_BYTE_J = TRUTH.limit_share, TRUTH.exponent, TRUTH.hbm_byte_j
 
 
 @dataclass(frozen=True)
@@ -194,10 +171,10 @@ def measured(
     t = table(kind, asked)
     timed = laws.LAWS[kind](t.shapes, LAW[kind])
     full_s = timed.seconds
-    moved = t.weight_bytes + t.row_bytes
+    moved = t.hbm_bytes
     energy = ENERGY[SHARED_ENERGY.get(kind, kind)]
     core_j = power.core_energy_j(energy, t.flop, t.weight_bytes, t.row_bytes, full_s)
-    clocked_s = clocked_seconds(kind, timed, full_s) * CLOCK_SHARE.get(kind, 1.0)
+    clocked_s = clocked_seconds(kind, timed, full_s) * CLOCK_SHARE[kind]
     load = StepLoad(
         fixed_s=full_s - clocked_s, clocked_s=clocked_s, core_j=core_j, hbm_j=HBM_BYTE_J * moved
     )
@@ -314,7 +291,7 @@ def test_energies_come_back(fitted: Profile, kind: str) -> None:
     estimates = fitted.operations[kind].energy
     found = {name: estimate.value for name, estimate in estimates.items()}
     truth = ENERGY[SHARED_ENERGY.get(kind, kind)]
-    moved = t.weight_bytes + t.row_bytes
+    moved = t.hbm_bytes
     work = (t.flop, t.weight_bytes, t.row_bytes, full_s)
     true_j = power.core_energy_j(truth, *work) + HBM_BYTE_J * moved + STATIC_W * full_s
     found_j = power.core_energy_j(found, *work) + found["hbm_byte_j"] * moved + STATIC_W * full_s
@@ -365,62 +342,6 @@ def test_the_order_of_the_observations_does_not_matter(fitted: Profile, tmp_path
     for kind, operation in again.operations.items():
         for name, estimate in fitted.operations[kind].law.items():
             assert operation.law[name].value == pytest.approx(estimate.value, rel=0.01), name
-
-
-# --- conventions ----------------------------------------------------------------------------------
-
-
-def test_what_is_fitted_is_what_is_predicted() -> None:
-    """FLOP, bytes and law shapes of a table are those that ``ops`` and ``timing`` give."""
-    model = find_model("Qwen3-8B")[0]
-    attention_spec = model.layers[0].attention
-    assert isinstance(attention_spec, SoftmaxAttention)
-    heads = {
-        "heads": attention_spec.num_attention_heads,
-        "kv_heads": attention_spec.num_key_value_heads,
-        "head_dim": attention_spec.head_dim,
-    }
-    hidden, inner = model.hidden_size, 12288
-    moe_model = find_model("Qwen3-30B-A3B")[0]
-    experts = {"hidden_size": 2048, "intermediate_size": 768, "num_experts": 128, "top_k": 8}
-    cases = [
-        (model, prefill(300, 0, 2), "o_proj", "gemm", {"m": 600, "n": hidden, "k": 4096}),
-        (model, prefill(300, 0, 2), "down_proj", "gemm", {"m": 600, "n": hidden, "k": inner}),
-        (
-            model,
-            prefill(300, 50, 2),
-            "attention_prefill",
-            "attention",
-            {"num_seqs": 2, "tokens": 300, "context": 50, **heads},
-        ),
-        (
-            model,
-            decode(1000, 7),
-            "attention_decode",
-            "attention",
-            {"num_seqs": 7, "tokens": 1, "context": 1000, **heads},
-        ),
-        (moe_model, decode(1000, 7), "experts", "moe", {"tokens": 7, **experts}),
-        (model, prefill(300), "activation", "silu_and_mul", {"rows": 300, "width": inner}),
-        (model, decode(1000, 7), "embedding", "embedding", {"rows": 7, "width": hidden}),
-        (model, decode(1000, 7), "sampling", "sampling", {"rows": 7, "width": model.vocab_size}),
-        (model, decode(1000, 7), "kv_cache_write", "kv_write", {"rows": 7, "width": 1024}),
-    ]
-    for spec, steps, name, micro, shape in cases:
-        (op,) = (o for o in lower(spec, Deployment(), steps) if o.name == name)
-        kind = kind_of(micro, shape)
-        assert kind == op.kind, name
-        t = table(kind, [observation(micro, shape, "burst")])
-        assert t.flop == pytest.approx(op.flop), name
-        assert t.weight_bytes == pytest.approx(op.weight_bytes), name
-        assert t.weight_bytes + t.row_bytes == pytest.approx(op.hbm_bytes), name
-        predicted = law_shapes(op, lambda m: m)
-        for key in t.shapes.keys() & predicted.keys():
-            same = np.broadcast_to(predicted[key], t.shapes[key].shape)
-            assert t.shapes[key] == pytest.approx(same), f"{name}: {key}"
-        law = LAW[op.kind]
-        seconds = [laws.LAWS[op.kind](shapes, law).seconds for shapes in (t.shapes, predicted)]
-        assert seconds[0] == pytest.approx(seconds[1]), name
 
 
 # --- the engine -----------------------------------------------------------------------------------

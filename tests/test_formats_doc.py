@@ -4,14 +4,17 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
-from calibration.observations import Observation
+from calibration import grid
+from calibration.observations import Dtype, Observation
+from calibration.sweep import LOST
 from energymodel import io
-from energymodel.profile import Profile, load
+from energymodel.laws import LAWS, kind_of
+from energymodel.profile import OperationProfile, Profile, load
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = dict(
@@ -54,7 +57,36 @@ def test_every_field_is_described(section: str, fields: set[str]) -> None:
 def test_shipped_names_are_described() -> None:
     profile = load("h200")
     energies = {name for kind in profile.operations.values() for name in kind.energy}
-    assert {*profile.operations, *energies} - _documented("profile.json") == set()
+    kinds = {kind_of(name) for name in profile.operations}
+    assert kinds | energies <= _documented("profile.json")
+    # A number format stands behind a dot.
+    dtypes = {name.partition(".")[2] for name in profile.operations} - {""}
+    assert dtypes
+    assert dtypes <= _documented("observations.jsonl") & {*get_args(Dtype)}
+    assert "`gemm.fp8`" in SECTIONS["profile.json"]
+
+
+def test_everything_that_can_be_measured_is_described() -> None:
+    documented = _documented("observations.jsonl")
+    operations = {point.op for point in grid.wide()} | {"idle"}
+    ways = {"vllm", "torch", "cold", "warm", *get_args(Dtype)}
+    modes = {"burst", "sustained", "duty", "idle", "host"}
+    assert operations | ways | modes <= documented
+    assert LOST in SECTIONS["observations.jsonl"]
+
+
+def test_everything_that_can_be_fitted_is_described() -> None:
+    assert set(LAWS) - _documented("profile.json") == set()
+
+
+def test_examples_add_up() -> None:
+    o = _example("observations.jsonl")
+    assert o["net_j"] == pytest.approx(o["energy_j"] - o["idle_power_w"] * o["duration_s"])
+    # Every field but those that only bursts have.
+    assert {f.name for f in dataclasses.fields(Observation)} - o.keys() == {"call_spread_s"}
+    operation = _example("profile.json")["operations"]["gemm"]
+    assert operation.keys() | {"sizes"} == {f.name for f in dataclasses.fields(OperationProfile)}
+    io.convert(operation, OperationProfile, "example")
 
 
 def test_examples_are_valid(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 import json
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import pytest
 from energymodel import hardware, io, laws
 from energymodel import profile as profiles
 from energymodel.errors import InputError, WorkError
-from energymodel.profile import Estimate, Profile
+from energymodel.profile import Covariance, Estimate, Profile
 
 SHIPPED = [profiles.load(name) for name in profiles.available()]
 names = pytest.mark.parametrize("profile", SHIPPED, ids=lambda p: p.name)
+# Has every axis, to ask a law for the names of its own.
+ANY_SHAPE = defaultdict(lambda: np.ones(1))
 
 
 def estimates(value: object) -> Iterator[Estimate]:
@@ -30,7 +34,14 @@ def estimates(value: object) -> Iterator[Estimate]:
 @names
 def test_a_shipped_profile_is_complete(profile: Profile) -> None:
     assert profile.gpu == hardware.load(profile.name)
-    assert set(profile.operations) == set(laws.LAWS)
+    assert set(laws.REQUIRED) <= set(profile.operations)
+    for name, operation in profile.operations.items():
+        kind = laws.kind_of(name)
+        assert set(operation.law) == {*laws.PARAMETERS[kind], "sm_count"}
+        assert set(operation.energy) == set(profiles.ENERGY)
+        assert operation.law["sm_count"].value == profile.gpu.sm_count
+        assert set(operation.domain) == set(laws.domain_axes(kind, ANY_SHAPE))
+        assert operation.stack
     assert profile.kind == "measured"
     assert {"boards", "driver", "observations"} <= set(profile.provenance)
     for regime in ("dense", "moe"):
@@ -79,6 +90,85 @@ def test_a_residual_is_unpacked_as_it_was_stored(profile: Profile) -> None:
     residual = kriging.mean(kriging.points * kriging.length_scales)
     assert np.abs(residual).max() < 1.0
     assert np.median(np.abs(residual)) < 0.1
+
+
+def spread(estimates: Mapping[str, Estimate], covariance: Covariance) -> dict[str, float]:
+    """Standard error over value, from the covariance, of those that are known at all."""
+    deviations = np.sqrt(np.diag(covariance.matrix))
+    named = dict(zip(covariance.names, map(float, deviations), strict=True))
+    return {name: named[name] for name in covariance.names if estimates[name].value > 0}
+
+
+@names
+def test_covariances_are_of_what_was_fitted(profile: Profile) -> None:
+    for name, operation in profile.operations.items():
+        law, energy = operation.law_covariance, operation.energy_covariance
+        assert law is not None
+        assert energy is not None
+        assert set(law.names) == set(laws.PARAMETERS[laws.kind_of(name)])
+        assert set(energy.names) == {*profiles.ENERGY, "clock_share"} - {"hbm_byte_j"}
+        for covariance in (law, energy):
+            matrix = np.array(covariance.matrix)
+            assert matrix.shape == (len(covariance.names), len(covariance.names))
+            assert np.array_equal(matrix, matrix.T)
+            # Four digits are stored: nothing is more correlated than wholly.
+            root = np.sqrt(np.diag(matrix))
+            assert (np.abs(matrix) <= np.outer(root, root) * 1.001).all()
+        everything = {**operation.energy, "clock_share": operation.clock_share}
+        for fitted, of in ((operation.law, law), (everything, energy)):
+            for estimate, relative in spread(fitted, of).items():
+                found = fitted[estimate]
+                assert found.stderr / found.value == pytest.approx(relative, rel=1e-3), name
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def test_a_number_format_is_a_name_of_its_own(tmp_path: Path) -> None:
+    plain = json.loads(io.dumps(SHIPPED[0]))
+    plain["operations"]["gemm.fp8"] = deepcopy(plain["operations"]["gemm"])
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(plain), encoding="utf-8")
+    found = profiles.load("h200", path)
+    assert found.operations["gemm.fp8"] == found.operations["gemm"]
+    # What it holds is checked like the rest.
+    without("operations", "gemm.fp8", "law", "fill_k")(plain)
+    path.write_text(json.dumps(plain), encoding="utf-8")
+    with pytest.raises(InputError, match=r"operations\.gemm\.fp8\.law\.fill_k is missing"):
+        profiles.load("h200", path)
+
+
+@pytest.mark.parametrize("name", ["sorting", "sorting.fp8", "", ".fp8", "GEMM"])
+def test_a_kind_without_a_law_is_refused(name: str, tmp_path: Path) -> None:
+    plain = json.loads(io.dumps(SHIPPED[0]))
+    plain["operations"][name] = plain["operations"]["gemm"]
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(plain), encoding="utf-8")
+    with pytest.raises(InputError, match=f"operations\\.{name} is of a kind that has no law"):
+        profiles.load("h200", path)
+
+
+@pytest.mark.parametrize("name", laws.REQUIRED)
+def test_nothing_that_a_prediction_needs_may_be_missing(name: str, tmp_path: Path) -> None:
+    plain = json.loads(io.dumps(SHIPPED[0]))
+    # A number format of it does not stand in for it.
+    plain["operations"][f"{name}.float16"] = plain["operations"].pop(name)
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(plain), encoding="utf-8")
+    with pytest.raises(InputError, match=f"operations.{name} is missing"):
+        profiles.load("h200", path)
+
+
+def test_a_profile_of_before_covariances_is_read(tmp_path: Path) -> None:
+    plain = json.loads(io.dumps(SHIPPED[0]))
+    for operation in plain["operations"].values():
+        for key in ("law_covariance", "energy_covariance", "stack"):
+            del operation[key]
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(plain), encoding="utf-8")
+    gemm = profiles.load("h200", path).operations["gemm"]
+    assert (gemm.law_covariance, gemm.energy_covariance, gemm.stack) == (None, None, "")
+    assert gemm.law == SHIPPED[0].operations["gemm"].law
 
 
 # --- choosing -------------------------------------------------------------------------------------
@@ -145,6 +235,14 @@ HOSTILE = {
     "list": (with_value([], "operations"), "operations must be an object"),
     "another version": (with_value(2, "schema_version"), "schema_version must be 1"),
     "an invented kind": (with_value("guessed", "kind"), "kind must be"),
+    "an operation without a law": (
+        without("operations", "gemm", "law"),
+        r"operations\[...\]\.law is missing",
+    ),
+    "a covariance of words": (
+        with_value([["much"]], "operations", "gemm", "law_covariance", "matrix"),
+        "law_covariance.matrix",
+    ),
     "domain of three": (
         with_value([1, 2, 3], "operations", "gemm", "domain", "m"),
         "p.json",

@@ -3,9 +3,10 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from prediction_builders import a_bin, a_prediction
+from rich.cells import cell_len
 from rich.console import Console
 
 from energymodel import render
@@ -176,6 +177,8 @@ def test_escape_sequences_and_markup_do_not_reach_the_terminal() -> None:
     seconds=st.floats(min_value=0, max_value=1e12),
     name=st.text(max_size=60),
 )
+# A wide character, and one that has no width and so counts for no column.
+@example(energy=0.0, seconds=0.0, name="\x1f\U00018d09\U000e0100")
 def test_every_prediction_fits_80_columns(energy: float, seconds: float, name: str) -> None:
     base = a_prediction()
     components = {
@@ -184,7 +187,7 @@ def test_every_prediction_fits_80_columns(energy: float, seconds: float, name: s
     }
     p = a_prediction(model=name, energy_j=energy, duration_s=seconds, components=components)
     text = show(render.prediction(p))
-    assert all(len(line.rstrip()) <= 80 for line in text.splitlines())
+    assert all(cell_len(line.rstrip()) <= 80 for line in text.splitlines())
 
 
 def test_lists() -> None:

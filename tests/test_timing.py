@@ -16,7 +16,7 @@ from energymodel.model import ModelSpec
 from energymodel.ops import Op, lower
 from energymodel.profile import Profile
 from energymodel.steps import Floats, Steps
-from energymodel.timing import OpTime, op_times
+from energymodel.timing import OpTime, law_shapes, op_times
 
 PROFILE = profiles.load("h200")
 MODELS = {name: find_model(name)[0] for name in ("Qwen3-8B", "Qwen3-30B-A3B", "gemma-2-9b-it")}
@@ -117,3 +117,41 @@ def test_the_residual_multiplies_the_law() -> None:
     )
     for (op, zero), (_, none) in zip(with_zero, without, strict=True):
         assert zero.seconds == pytest.approx(none.seconds, rel=1e-12), op.name
+
+
+def test_bytes_of_a_product_are_those_of_its_number_format() -> None:
+    steps = prefill(64)
+    for quantization, stored in ((None, 2.0), ("fp8", 1.0)):
+        ops = lower(MODELS["Qwen3-8B"], Deployment(quantization=quantization), steps)
+        for op in (o for o in ops if o.kind == "gemm"):
+            shapes = law_shapes(op, unpadded)
+            m, n, k = (shapes[name] for name in "mnk")
+            # The LM head is never quantised, and no product writes fewer than 16 bits.
+            narrow = 2.0 if op.name == "lm_head" else stored
+            assert shapes["input_element_bytes"] == narrow, op.name
+            assert shapes["output_element_bytes"] == 2.0, op.name
+            assert shapes["weight_bytes"] == narrow * n * k, op.name
+            moved = shapes["weight_bytes"] + m * (narrow * k + 2.0 * n)
+            assert moved == pytest.approx(op.hbm_bytes), op.name
+
+
+def test_padding_leaves_the_bytes_of_the_weights_alone() -> None:
+    (op,) = (o for o in lower(MODELS["Qwen3-8B"], Deployment(), decode(9)) if o.name == "down_proj")
+    plain, padded = (law_shapes(op, f) for f in (unpadded, lambda rows: np.full_like(rows, 8.0)))
+    assert (plain["m"].item(), padded["m"].item()) == (1.0, 8.0)
+    assert plain["weight_bytes"] == padded["weight_bytes"]
+
+
+def test_multiprocessors_are_those_of_the_profile() -> None:
+    kind = "decode_attention"
+    operation = PROFILE.operations[kind]
+    count = operation.law["sm_count"]
+    half = replace(operation, law={**operation.law, "sm_count": replace(count, value=66.0)})
+    smaller = replace(PROFILE, operations={**PROFILE.operations, kind: half})
+    steps = decode(100, count=256)
+    both = (times(MODELS["Qwen3-8B"], steps, p) for p in (PROFILE, smaller))
+    for (op, whole), (_, part) in zip(*both, strict=True):
+        if op.kind == kind:
+            assert part.seconds > 1.05 * whole.seconds
+        else:
+            assert part.seconds == whole.seconds, op.name

@@ -14,7 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calibration.sensors import Sensor, Watcher
+from calibration.sensors import Sensor
+from calibration.watch import Watcher
 from calibration.window import WindowRefused, refuse_thermal
 
 if TYPE_CHECKING:

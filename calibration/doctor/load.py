@@ -1,0 +1,121 @@
+"""What the doctor runs on a GPU: next to nothing with a context, and a bf16 matrix product."""
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from calibration.clock import Clock
+from calibration.doctor.facts import reason
+from calibration.window import Work
+from energymodel.errors import WorkError
+
+# 3 operands of 8192 x 8192 in 16 bits take 400 MB and a product about 1.1 TFLOP.
+SIZE = 8192
+CALLS_PER_CHUNK = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Works:
+    """``context`` keeps a context and the clocks up, ``load`` keeps the GPU busy."""
+
+    context: Work
+    load: Work
+
+
+def torch_works(uuid: str) -> Works:
+    """Both works on the GPU of this UUID; makes a context there and warms up.
+
+    Raises:
+        WorkError: torch is missing, or does not see this GPU.
+    """
+    try:
+        import torch
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a broken CUDA is reported below
+            count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        found = [i for i in range(count) if _uuid(torch, i) == uuid]
+        if not found:
+            raise WorkError("torch does not see this GPU through CUDA")
+        with torch.cuda.device(found[0]):
+            return _works(torch, found[0])
+    except ImportError as error:
+        raise WorkError(f"it needs {error.name or 'torch'}") from error
+    except RuntimeError as error:  # out of memory, no kernels for this GPU
+        raise WorkError(reason(error)) from error
+
+
+def _uuid(torch: Any, index: int) -> str:
+    return f"GPU-{torch.cuda.get_device_properties(index).uuid}"
+
+
+def _works(torch: Any, index: int) -> Works:
+    from calibration.replay import clocks_up
+
+    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    a, b = (torch.randn(SIZE, SIZE, device="cuda", dtype=dtype) for _ in range(2))
+    out = torch.empty_like(a)
+
+    def submit() -> Callable[[], float]:
+        start = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True, blocking=True)
+        start.record()
+        for _ in range(CALLS_PER_CHUNK):
+            torch.matmul(a, b, out=out)
+        end.record()
+
+        def wait() -> float:
+            end.synchronize()
+            return float(start.elapsed_time(end)) * 1e-3
+
+        return wait
+
+    submit()()
+    return Works(
+        context=_on(torch, index, clocks_up()),
+        load=_on(torch, index, Work(submit=submit, calls_per_chunk=CALLS_PER_CHUNK)),
+    )
+
+
+def _on(torch: Any, index: int, work: Work) -> Work:
+    """The same work from any thread: a thread's current device is its own."""
+
+    def submit() -> Callable[[], float]:
+        with torch.cuda.device(index):
+            return work.submit()
+
+    return Work(submit=submit, calls_per_chunk=work.calls_per_chunk)
+
+
+@contextmanager
+def busy(work: Work, clock: Clock) -> Iterator[None]:
+    """Repeat ``work`` beside the caller, two chunks in the queue so that the GPU never waits.
+
+    Raises:
+        WorkError: the work failed.
+    """
+    stop = threading.Event()
+    failed: list[Exception] = []
+
+    def run() -> None:
+        try:
+            pending = [work.submit(), work.submit()]
+            while not stop.is_set():
+                pending.pop(0)()
+                pending.append(work.submit())
+            for wait in pending:
+                wait()
+        except Exception as error:  # noqa: BLE001 - raised again below
+            failed.append(error)
+
+    join = clock.spawn(run)
+    try:
+        yield
+    finally:
+        stop.set()
+        join()
+    if failed:
+        raise WorkError(reason(failed[0]))

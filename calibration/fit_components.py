@@ -1,0 +1,174 @@
+"""Observations -> what a call costs: time and energy of every name that there is evidence for."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.fit_energy import (
+    Static,
+    Windows,
+    fit_coefficients,
+    fit_exponent,
+    fit_hbm_byte,
+    fit_static,
+    windows,
+)
+from calibration.fit_power import PowerFit, cross_validate, refine
+from calibration.fit_time import TimeFit, fit_time, full_clock
+from calibration.observations import Observation
+from calibration.tables import Table, all_names, table
+from energymodel.errors import InputError
+from energymodel.hardware import GpuSpec
+from energymodel.laws import REQUIRED, ROOFLINE_KINDS, STREAMING_KINDS, kind_of
+from energymodel.profile import Estimate
+
+Array = NDArray[np.float64]
+Report = Callable[[str], None]
+
+# Names with energy windows at fewer shapes than ``LEAST_WINDOWS`` share the coefficients of another.
+SHARED_ENERGY = {"gather": "elementwise", "sampling": "elementwise"}
+# What has few windows starts from the coefficients of what it is like; a dtype from its own kind.
+PARENTS: Mapping[str, str] = {
+    "mla_decode": "decode_attention",
+    "mla_prefill": "prefill_attention",
+    **dict.fromkeys(ROOFLINE_KINDS[2:], "decode_attention"),
+    **dict.fromkeys(STREAMING_KINDS[1:], "elementwise"),
+}
+# Fewer shapes tell nothing about a name that no prediction needs: it is left out.
+LEAST_WINDOWS, LEAST_BURSTS = 3, 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NameFit:
+    """What was found for one name: its evidence, its fits, and its errors on shapes held out.
+
+    ``held_out_j`` and ``held_out_s`` are log errors (measured over predicted) of the sustained
+    windows behind ``power``; NaN where none could be taken. ``shared`` names the kind whose
+    energy coefficients are used for want of own windows.
+    """
+
+    table: Table
+    time: TimeFit
+    windows: Windows
+    power: PowerFit
+    held_out_j: Array
+    held_out_s: Array
+    shared: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Components:
+    """Everything that was fitted to observations alone, by name; ``left_out`` says why not."""
+
+    observations: tuple[Observation, ...]
+    static: Static
+    hbm_byte_j: Estimate
+    exponent: Estimate
+    limit_share: Estimate
+    names: Mapping[str, NameFit]
+    left_out: Mapping[str, str]
+
+
+def fit_components(
+    seen: Sequence[Observation], spec: GpuSpec, report: Report = lambda _: None
+) -> Components:
+    """Time and energy of every name that there is evidence for."""
+    static = fit_static(seen)
+    tables = {
+        name: table(name, seen, float(spec.sm_count), spec.l2_bytes) for name in all_names(seen)
+    }
+    left_out = {name: why for name, t in tables.items() if (why := _too_little(t))}
+    tables = {name: t for name, t in tables.items() if name not in left_out}
+    times, energy = {}, {}
+    for name, t in tables.items():
+        report(f"time of {name}")
+        times[name] = fit_time(t)
+        energy[name] = windows(t, static, times[name], spec.max_sm_clock_hz)
+    hbm_byte_j = fit_hbm_byte([w for name, w in energy.items() if name != "elementwise"])
+    share = _held_share(seen, spec.power_limit_w)
+    cap_w = share.value * spec.power_limit_w
+    exponent = _fit_clock_law(energy["gemm"], hbm_byte_j, cap_w)
+    own: dict[str, tuple[PowerFit, Array, Array]] = {}
+    names = {}
+    for name, w in energy.items():
+        report(f"energy of {name}")
+        source = SHARED_ENERGY.get(name, name) if _sustained(w) < LEAST_WINDOWS else name
+        if source not in own:
+            parent = own.get(PARENTS.get(source, kind_of(source)))
+            own[source] = _fit_power(
+                energy[source], hbm_byte_j, exponent, cap_w, parent and parent[0].energy
+            )
+        power, held_out_j, held_out_s = own[source]
+        names[name] = NameFit(
+            table=tables[name],
+            time=times[name],
+            windows=w,
+            power=power,
+            held_out_j=held_out_j,
+            held_out_s=held_out_s,
+            shared=None if source == name else source,
+        )
+    return Components(
+        observations=tuple(seen),
+        static=static,
+        hbm_byte_j=hbm_byte_j,
+        exponent=exponent,
+        limit_share=share,
+        names=names,
+        left_out=left_out,
+    )
+
+
+def _too_little(t: Table) -> str | None:
+    """Why a name that no prediction needs cannot be fitted; None if it can."""
+    if t.name in REQUIRED:
+        return None
+    bursts = len(np.unique(t.point[full_clock(t)]))
+    sustained = len({o.point for o in t.observations if o.mode == "sustained"})
+    if bursts < LEAST_BURSTS:
+        return f"{bursts} timed shapes, {LEAST_BURSTS} are needed"
+    if sustained < LEAST_WINDOWS:
+        return f"{sustained} shapes with sustained windows, {LEAST_WINDOWS} are needed"
+    return None
+
+
+def _sustained(w: Windows) -> int:
+    """Distinct shapes with sustained windows."""
+    return len(np.unique(w.table.point[w.chosen][w.duty >= 1.0]))
+
+
+def _fit_clock_law(products: Windows, hbm_byte_j: Estimate, cap_w: float) -> Estimate:
+    """Exponent of the clock law, from the products that the limit holds."""
+    first = fit_exponent({"gemm": products}, hbm_byte_j.value)
+    start = fit_coefficients(products, hbm_byte_j, first.value)
+    return refine(products, start, first, cap_w, free_exponent=True).exponent
+
+
+def _fit_power(
+    w: Windows,
+    hbm_byte_j: Estimate,
+    exponent: Estimate,
+    cap_w: float,
+    parent: Mapping[str, Estimate] | None,
+) -> tuple[PowerFit, Array, Array]:
+    """Energy coefficients through the power limit, and errors on shapes held out of them."""
+    start = fit_coefficients(w, hbm_byte_j, exponent.value)
+    energy, time = cross_validate(w, hbm_byte_j, exponent, cap_w, parent)
+    return refine(w, start, exponent, cap_w, parent=parent), energy, time
+
+
+def _held_share(seen: Sequence[Observation], limit_w: float) -> Estimate:
+    """Share of the limit at which a throttled GPU's mean power is held."""
+    top_hz = max(o.sm_clock_hz or 0.0 for o in seen)
+    held = [
+        (o.energy_j or 0.0) / (o.duration_s or 1.0) / limit_w
+        for o in seen
+        if o.mode == "sustained" and (o.sm_clock_hz or 0.0) < 0.9 * top_hz
+    ]
+    if not held:
+        raise InputError("no sustained window met the power limit: the clock law cannot be fitted.")
+    return Estimate(
+        value=float(np.median(held)), stderr=float(np.std(held) / len(held) ** 0.5), unit="1"
+    )

@@ -1,0 +1,1 @@
+"""How good a fit is: what its residuals still hold, and how boards and repeats differ."""
