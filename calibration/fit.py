@@ -17,11 +17,14 @@ from calibration import observations as observation_file
 from calibration.fit_components import SHARED_ENERGY, Components, NameFit, fit_components
 from calibration.fit_engine import EngineFit, fit_engine, initial_engine, prepare
 from calibration.fit_time import full_clock
+from calibration.gpu import datasheet
+from calibration.judgement.boards import Quantity, board_spread
 from calibration.observations import Observation
 from calibration.tables import names_of
 from energymodel import hardware
 from energymodel.errors import InputError
 from energymodel.find_model import find_model
+from energymodel.hardware import GpuSpec
 from energymodel.io import Run, read_runs
 from energymodel.kriging import Kriging
 from energymodel.laws import REQUIRED, domain_axes
@@ -45,9 +48,6 @@ SIZE_AXES: Mapping[str, tuple[str, ...]] = {
     "prefill_attention": ("head_dim",),
 }
 QUANTILE = 0.9
-# Median of a chi-squared variable with one degree of freedom: the median of the variances of
-# pairs is this share of their mean, and does not see the few odd ones.
-MEDIAN_CHI2 = 0.4549
 # With fewer runs that recorded a temperature, that of an air-cooled H200 is assumed.
 LEAST_TEMPERATURES = 3
 # Significant digits of stored interpolation points and weights; more only makes files longer.
@@ -92,7 +92,7 @@ def fit_all(
     """
     spec = hardware.load(gpu)
     seen = tuple(observation_file.read(observations))
-    _check(seen, spec.full_name, observations)
+    _check(seen, spec, observations)
     components = fit_components(seen, spec, report)
     measured = [(run, find_model(run.model)[0]) for run in (read_runs(runs) if runs else ())]
     for run, _ in measured:
@@ -119,13 +119,13 @@ def fit_all(
     return Fit(profile=whole, components=components, measured=tuple(measured), engine=fitted)
 
 
-def _check(seen: Sequence[Observation], full_name: str, path: Path) -> None:
+def _check(seen: Sequence[Observation], spec: GpuSpec, path: Path) -> None:
     gpus = {o.gpu for o in seen}
     if not gpus:
         raise InputError(f"{path} holds no observations.")
-    wrong = sorted(n for n in gpus if not n.startswith(full_name))
+    wrong = sorted(n for n in gpus if datasheet(n) != spec.name)
     if wrong:
-        raise InputError(f"{path}: gpu is '{wrong[0]}', but the fit is for {full_name}.")
+        raise InputError(f"{path}: gpu is '{wrong[0]}', but the fit is for {spec.full_name}.")
     known = {name for o in seen for name in names_of(o)} | {"idle" for o in seen if o.op == "idle"}
     for name in ("idle", *REQUIRED):
         if name not in known:
@@ -223,15 +223,9 @@ def _accuracy(fitted: EngineFit, regimes: Sequence[str], seen: Sequence[Observat
     )
 
 
-def _between_boards(seen: Sequence[Observation], what: str) -> float:
-    """Standard deviation between boards of the log of the same sustained operation."""
-    values: dict[str, dict[str, float]] = {}
-    for o in seen:
-        if o.mode == "sustained" and o.energy_j is not None and o.calls:
-            value = o.energy_j / o.calls if what == "energy" else o.call_s
-            values.setdefault(o.point, {})[o.board] = float(np.log(value))
-    pairs = [np.var(list(v.values()), ddof=1) for v in values.values() if len(v) > 1]
-    return float(np.sqrt(np.median(pairs) / MEDIAN_CHI2)) if pairs else 0.0
+def _between_boards(seen: Sequence[Observation], what: Quantity) -> float:
+    """Standard deviation between boards by the mixed-effects model; 0 where it cannot be told."""
+    return board_spread(seen, what).deviation or 0.0
 
 
 def _provenance(

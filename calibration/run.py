@@ -13,6 +13,7 @@ from pathlib import Path
 from calibration import grid as grids
 from calibration import observations
 from calibration.fit import Fit, fit_all
+from calibration.gpu import datasheet
 from calibration.report import evidence, write_report
 from calibration.sensors import Sensor
 from calibration.simulation.gpu import DRIVER as SIMULATED
@@ -66,7 +67,7 @@ def start(folder: Path, gpu: str, *, resume: bool, simulated: bool) -> Path:
 def _check_same(file: Path, gpu: str, *, simulated: bool) -> None:
     """Refuse to mix what no fit could take apart again."""
     name = hardware.load(gpu).full_name
-    wrong = sorted({o.gpu for o in observations.read(file) if not o.gpu.startswith(name)})
+    wrong = sorted({o.gpu for o in observations.read(file) if datasheet(o.gpu) != gpu})
     if wrong:
         raise InputError(f"--resume: {file} is of '{wrong[0]}', not {name}: choose another --out.")
     if any((o.driver == SIMULATED) != simulated for o in observations.read(file)):

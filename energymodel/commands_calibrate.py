@@ -131,6 +131,8 @@ def _profile(folder: Path, options: dict[str, Any]) -> None:
     if not source:
         _measure(observations, gpu, options)
     if options["cache"] == "warm":
+        if options["as_json"]:
+            emit_json({"observations_file": str(observations), "profile": None})
         click.echo(f"Wrote {observations}: what stays in the cache is not fitted.", err=True)
         return
     outcome = run.conclude(
