@@ -90,8 +90,9 @@ def fit_all(
     Raises:
         InputError: the observations are of another GPU, or too few to fit.
     """
-    spec = hardware.load(gpu)
+    sheet = hardware.load(gpu)
     seen = tuple(observation_file.read(observations))
+    spec = _as_limited(sheet, seen, observations)
     _check(seen, spec, observations)
     components = fit_components(seen, spec, report)
     measured = [(run, find_model(run.model)[0]) for run in (read_runs(runs) if runs else ())]
@@ -119,6 +120,16 @@ def fit_all(
     return Fit(profile=whole, components=components, measured=tuple(measured), engine=fitted)
 
 
+def _as_limited(spec: GpuSpec, seen: Sequence[Observation], path: Path) -> GpuSpec:
+    """The datasheet with the power limit that the boards enforced, where the lines tell it."""
+    limits = sorted({round(o.power_limit_w) for o in seen if o.power_limit_w is not None})
+    if len(limits) > 1:
+        raise InputError(
+            f"{path}: power_limit_w must be the same in all lines, got {limits[0]} and {limits[-1]}."
+        )
+    return replace(spec, power_limit_w=float(limits[0])) if limits else spec
+
+
 def _check(seen: Sequence[Observation], spec: GpuSpec, path: Path) -> None:
     gpus = {o.gpu for o in seen}
     if not gpus:
@@ -126,6 +137,8 @@ def _check(seen: Sequence[Observation], spec: GpuSpec, path: Path) -> None:
     wrong = sorted(n for n in gpus if datasheet(n) != spec.name)
     if wrong:
         raise InputError(f"{path}: gpu is '{wrong[0]}', but the fit is for {spec.full_name}.")
+    if len({o.driver == "simulated" for o in seen}) > 1:
+        raise InputError(f"{path} mixes simulated and measured lines: fit them apart.")
     known = {name for o in seen for name in names_of(o)} | {"idle" for o in seen if o.op == "idle"}
     for name in ("idle", *REQUIRED):
         if name not in known:

@@ -19,7 +19,6 @@ from calibration.fit_power import PowerFit, cross_validate, refine
 from calibration.fit_time import TimeFit, fit_time, full_clock
 from calibration.observations import Observation
 from calibration.tables import Table, all_names, table
-from energymodel.errors import InputError
 from energymodel.hardware import GpuSpec
 from energymodel.laws import REQUIRED, ROOFLINE_KINDS, STREAMING_KINDS, kind_of
 from energymodel.profile import Estimate
@@ -36,6 +35,11 @@ PARENTS: Mapping[str, str] = {
     **dict.fromkeys(ROOFLINE_KINDS[2:], "decode_attention"),
     **dict.fromkeys(STREAMING_KINDS[1:], "elementwise"),
 }
+# Where no window met the power limit: held just there, and energy in proportion to the clock.
+UNKNOWN_SHARE = Estimate(value=1.0, stderr=0.05, unit="1")
+UNKNOWN_EXPONENT = Estimate(value=1.0, stderr=0.5, unit="1")
+# NVML's clock event reason: the power limit.
+POWER_CAP_REASON = 0x4
 # Fewer shapes tell nothing about a name that no prediction needs: it is left out.
 LEAST_WINDOWS, LEAST_BURSTS = 3, 5
 
@@ -85,11 +89,18 @@ def fit_components(
     for name, t in tables.items():
         report(f"time of {name}")
         times[name] = fit_time(t)
-        energy[name] = windows(t, static, times[name], spec.max_sm_clock_hz)
-    hbm_byte_j = fit_hbm_byte([w for name, w in energy.items() if name != "elementwise"])
+        energy[name] = windows(t, static, times[name], min(spec.max_sm_clock_hz, t.top_clock_hz))
+    single = [w for name, w in energy.items() if name != "elementwise"]
+    hbm_byte_j = fit_hbm_byte(single, spec.hbm_bytes_per_s)
+    if not hbm_byte_j.value:
+        left_out["hbm_byte_j"] = "no sensor of memory power: it is part of weight_byte_j"
     share = _held_share(seen, spec.power_limit_w)
     cap_w = share.value * spec.power_limit_w
-    exponent = _fit_clock_law(energy["gemm"], hbm_byte_j, cap_w)
+    if share.stderr < UNKNOWN_SHARE.stderr:
+        exponent = _fit_clock_law(energy["gemm"], hbm_byte_j, cap_w)
+    else:
+        exponent = UNKNOWN_EXPONENT
+        left_out["clock law"] = "no window met the power limit: energy as if it went with the clock"
     own: dict[str, tuple[PowerFit, Array, Array]] = {}
     names = {}
     for name, w in energy.items():
@@ -165,10 +176,12 @@ def _held_share(seen: Sequence[Observation], limit_w: float) -> Estimate:
     held = [
         (o.energy_j or 0.0) / (o.duration_s or 1.0) / limit_w
         for o in seen
-        if o.mode == "sustained" and (o.sm_clock_hz or 0.0) < 0.9 * top_hz
+        if o.mode == "sustained"
+        and (o.sm_clock_hz or 0.0) < 0.9 * top_hz
+        and (o.throttle_reasons is None or o.throttle_reasons & POWER_CAP_REASON)
     ]
     if not held:
-        raise InputError("no sustained window met the power limit: the clock law cannot be fitted.")
+        return UNKNOWN_SHARE
     return Estimate(
         value=float(np.median(held)), stderr=float(np.std(held) / len(held) ** 0.5), unit="1"
     )

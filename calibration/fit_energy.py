@@ -42,8 +42,10 @@ UNITS = {
 CORE = ("flop_j", "weight_byte_j", "row_byte_j", "busy_w")
 # Windows that pause and are throttled mix clocks; they serve as checks, not in the fit.
 LEAST_CLOCK_WITH_PAUSES = 0.99
-# Memory power is a one-second average: only sustained work at this rate says what a byte costs.
-STREAMING_BYTES_PER_S = 1.0e12
+# Memory power is a one-second average: only sustained work at this share of the datasheet's rate
+# says what a byte costs.
+STREAMING_SHARE = 0.2
+H200_BYTES_PER_S = 4.8e12
 LEAST_STREAMS = 4
 # Idle windows closer in temperature than this say nothing of its effect, which then is 0 with
 # this standard error (W/degC): more than any board has shown.
@@ -120,13 +122,13 @@ def fit_static(observations: Sequence[Observation]) -> Static:
     boards = np.array([o.board for o in idle])
     names = sorted(set(boards))
     each = np.array([[float(b == name) for name in names] for b in boards])
-    if len(idle) < len(names) + 2:
-        raise InputError(
-            f"{len(idle)} idle windows are too few for static power and its rise with temperature: "
-            f"{len(names)} boards need {len(names) + 2}."
-        )
     # At one temperature nothing is known of the slope, and the level is that of this temperature.
-    warmed = np.ptp(celsius) >= LEAST_WARMING_C
+    if len(idle) <= len(names):
+        raise InputError(
+            f"{len(idle)} idle windows are too few for static power: {len(names)} boards need at "
+            f"least {len(names) + 1}."
+        )
+    warmed = np.ptp(celsius) >= LEAST_WARMING_C and len(idle) > len(names) + 1
     columns = np.column_stack([each, celsius]) if warmed else each
     result = sm.OLS(watts, columns).fit()
     levels = result.params[: len(names)]
@@ -186,8 +188,14 @@ def _rows(table: Table, chosen: NDArray[np.bool_]) -> list[Observation]:
     return [o for o, c in zip(table.observations, chosen, strict=True) if c]
 
 
-def fit_hbm_byte(all_windows: Sequence[Windows]) -> Estimate:
-    """Joules per byte in the memory: slope of memory power over bytes per second, sustained."""
+def fit_hbm_byte(
+    all_windows: Sequence[Windows], hbm_bytes_per_s: float = H200_BYTES_PER_S
+) -> Estimate:
+    """Joules per byte in the memory: slope of memory power over bytes per second, sustained.
+
+    Without a sensor of memory power it is 0: the energy of the memory is then part of
+    ``weight_byte_j``, and goes with the clock like the rest.
+    """
     rates, watts = [], []
     for w in all_windows:
         if w.table.kind in CACHED:
@@ -199,12 +207,9 @@ def fit_hbm_byte(all_windows: Sequence[Windows]) -> Estimate:
                 rates.append(rate)
                 watts.append(o.memory_power_w)
     x, y = np.array(rates), np.array(watts)
-    streaming = x > STREAMING_BYTES_PER_S
+    streaming = x > STREAMING_SHARE * hbm_bytes_per_s
     if streaming.sum() < LEAST_STREAMS:
-        raise InputError(
-            "The memory-power sensor saw too little streaming to say what a byte costs: "
-            f"{int(streaming.sum())} sustained windows with memory_power_w, {LEAST_STREAMS} are needed."
-        )
+        return Estimate(value=0.0, stderr=0.0, unit="J/B")
     result = sm.RLM(y[streaming], sm.add_constant(x[streaming])).fit()
     return Estimate(value=float(result.params[1]), stderr=float(result.bse[1]), unit="J/B")
 

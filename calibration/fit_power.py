@@ -93,26 +93,30 @@ def refine(
 
     # No time can stretch more than like 1/f.
     most = np.array([0.0 if name == "clock_share" else np.inf for name in names])
+    shapes = len(np.unique(w.point))
     found, covariance = robust_fit(
         residuals,
         origin,
         data=len(residuals(origin)) - len(names),
         outlier_at=ROBUST_AT,
         upper=most,
-        repeats=len(w.duty) / len(np.unique(w.point)),
+        repeats=len(w.duty) / shapes,
     )
-    units = {**UNITS, "clock_share": "1", "exponent": "1"}
-    fitted = {
-        name: Estimate(value=float(np.exp(x)), stderr=float(np.exp(x) * e), unit=units[name])
-        for name, x, e in zip(names, found, deviations(covariance), strict=True)
-    }
-    # What the windows cannot see was only the prior speaking: it is nothing.
     unseen = {
         "flop_j": not w.flop.any(),
         "weight_byte_j": not w.weight_bytes.any(),
         "row_byte_j": not w.row_bytes.any(),
         "clock_share": not w.clocked_s.any(),
     }
+    told = [name for name in CORE if not unseen.get(name)]
+    if shapes < len(told):  # too few to tell the coefficients apart, however well they fit
+        covariance += np.diag(np.maximum(1.0 - np.diag(covariance), 0.0))
+    units = {**UNITS, "clock_share": "1", "exponent": "1"}
+    fitted = {
+        name: Estimate(value=float(np.exp(x)), stderr=float(np.exp(x) * e), unit=units[name])
+        for name, x, e in zip(names, found, deviations(covariance), strict=True)
+    }
+    # What the windows cannot see was only the prior speaking: it is nothing.
     for name in (n for n, nothing in unseen.items() if nothing):
         fitted[name] = Estimate(value=0.0, stderr=0.0, unit=units[name])
     errors = _errors(w, values(found), cap_w)

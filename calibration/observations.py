@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from calibration import jsonl
 from calibration.window import Window
@@ -17,6 +19,14 @@ USUAL = ("bfloat16", "vllm", "cold")
 
 
 Dtype = Literal["bfloat16", "float16", "float32", "tf32", "fp8", "fp8_block", "int8", "int4"]
+
+
+Positive = Annotated[float, Meta(gt=0)]
+Size = Annotated[int, Meta(ge=0, le=2**40)]
+# Mean power that a GPU board can draw, with a context at least idle.
+LEAST_POWER_W, MOST_POWER_W = 3.0, 5000.0
+# What a window must have besides its energy.
+OF_WINDOW = ("duration_s", "calls", "busy_s", "sm_clock_hz", "temperature_c")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,24 +43,24 @@ class Observation:
     """
 
     op: str
-    shape: Mapping[str, int]
+    shape: Mapping[str, Size]
     mode: str
     trial: int
     dtype: Dtype = "bfloat16"
     library: Literal["vllm", "torch"] = "vllm"
     cache: Literal["cold", "warm"] = "cold"
-    call_s: float
+    call_s: Positive
     call_spread_s: float | None = None
-    duty: float | None = None
-    duration_s: float | None = None
-    energy_j: float | None = None
+    duty: Annotated[float, Meta(gt=0, le=1)] | None = None
+    duration_s: Positive | None = None
+    energy_j: Positive | None = None
     idle_power_w: float | None = None
     net_j: float | None = None
-    calls: float | None = None
+    calls: Positive | None = None
     busy_s: float | None = None
     ticks: int | None = None
     lost_ticks: int | None = None
-    sm_clock_hz: float | None = None
+    sm_clock_hz: Annotated[float, Meta(ge=1e7, le=1e10)] | None = None
     temperature_c: float | None = None
     throttle_reasons: int | None = None
     memory_power_w: float | None = None
@@ -58,6 +68,7 @@ class Observation:
     gpu: str
     board: str
     driver: str
+    power_limit_w: Positive | None = None
     data: str = "normal"
     time_s: float | None = None
 
@@ -105,4 +116,17 @@ def read(path: Path) -> Iterator[Observation]:
 
 
 def _observation(line: str, where: str) -> Observation:
-    return io.convert(io.parse_json(line, where), Observation, where)
+    o = io.convert(io.parse_json(line, where), Observation, where)
+    if o.energy_j is not None:
+        lacking = [name for name in OF_WINDOW if getattr(o, name) is None]
+        if lacking:
+            raise InputError(
+                f"{where}: {lacking[0]} is missing; a window with energy_j must have it."
+            )
+        power_w = o.energy_j / (o.duration_s or 1.0)
+        if not LEAST_POWER_W <= power_w <= MOST_POWER_W:
+            raise InputError(
+                f"{where}: energy_j over duration_s must be a board's power in watts, got "
+                f"{power_w:,.4g} W: are they in joules and seconds?"
+            )
+    return o

@@ -19,7 +19,7 @@ MAX_CALLS = 2000
 
 
 class Graph:
-    """A CUDA graph of whole rotations over the prepared calls."""
+    """A CUDA graph that goes round the prepared calls for about ``chunk_s``."""
 
     def __init__(self, prepared: Prepared, chunk_s: float = CHUNK_S) -> None:
         # The graph reads the operands of the calls, so they must live as long as it does.

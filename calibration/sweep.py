@@ -27,19 +27,9 @@ SETTLE_S = 0.25
 TRIALS, MOST_TRIALS, MOST_VARIATION = 3, 6, 0.01
 BLOCK = 120
 # Windows between two looks at static power.
-IDLE_EVERY = 15
-# What a point raises that this machine cannot run: no memory (RuntimeError), no such kernel in
-# this version of an engine, a shape that the kernel rejects.
-CANNOT_RUN = (
-    RuntimeError,
-    ValueError,
-    KeyError,
-    ImportError,
-    AttributeError,
-    AssertionError,
-    TypeError,
-)
-
+IDLE_EVERY = 12
+# So many refusals in a row are no accident.
+MOST_REFUSED = 20
 # Beside the observations: points that broke the CUDA context.
 LOST = "left_out.jsonl"
 
@@ -129,6 +119,7 @@ class _Run:
     progress: Progress
     left_s: float = 0.0
     total_s: float = 0.0
+    refused: int = 0
     failed: set[str]
     lost: Path
 
@@ -156,27 +147,35 @@ class _Run:
         if point.key in self.failed:
             return []
         known = self.recorder.known
-        wanted: list[float | None] = [None] if trial == 0 else []
+        timed = any((point.key, t, None) in known for t in range(trial + 1))
+        wanted: list[float | None] = [] if timed else [None]
         if self.energy:
-            wanted += [d for d in point.duties if trial < self.trials or self._scatters(point, d)]
+            wanted += [d for d in point.duties if trial < self.trials or self._wants(point, d)]
         return [d for d in wanted if (point.key, trial, d) not in known]
 
-    def _scatters(self, point: Point, duty: float) -> bool:
+    def _wants(self, point: Point, duty: float) -> bool:
+        """Whether a window scatters too much, or too few of its trials were good."""
         known = self.recorder.known
         values = [
             known[part] for t in range(MOST_TRIALS) if (part := (point.key, t, duty)) in known
         ]
-        return len(values) >= self.trials and variation(values) > MOST_VARIATION
+        return len(values) < self.trials or variation(values) > MOST_VARIATION
 
     def _measure(self, point: Point, trial: int, parts: Sequence[float | None]) -> None:
         self.progress(self.total_s - self.left_s, self.total_s, point.op)
         try:
             self.recorder.measure(point, trial, parts)
+            self.refused = 0
         except WindowRefused as refusal:
             self.report(f"{point.key}: left out: {refusal}")
+            self.refused += 1
+            if self.refused >= MOST_REFUSED:
+                raise WorkError(
+                    f"{self.refused} windows in a row were refused, the last since: {refusal}"
+                ) from refusal
         except WorkError:
             raise  # no sensor or no disk: the next point would not fare better
-        except CANNOT_RUN as error:
+        except Exception as error:  # noqa: BLE001 - no memory, no such kernel, a compiler's own error
             self.failed.add(point.key)
             self.report(f"{point.key}: left out: {_first_line(error)}")
         try:
@@ -305,6 +304,7 @@ class _Recorder:
             gpu=identity.gpu_name,
             board=identity.board,
             driver=identity.driver,
+            power_limit_w=identity.power_limit_w,
             time_s=round(time.time(), 1),
         )
         observations.append(self._out, observation)

@@ -12,6 +12,7 @@ import numpy as np
 
 from calibration.observations import Observation
 from energymodel.attention import SoftmaxAttention
+from energymodel.errors import InputError
 from energymodel.laws import L2_BYTES, REQUIRED, SM_COUNT, traffic
 from energymodel.laws import kind_of as law_kind
 from energymodel.steps import Floats
@@ -85,7 +86,10 @@ def _own_kind(op: str, shape: Raw) -> str | None:
 
 def names_of(o: Observation) -> tuple[str, ...]:
     """What an observation is evidence for: its own name, and the pool that it is part of."""
-    own = _own_kind(o.op, o.shape)
+    try:
+        own = _own_kind(o.op, o.shape)
+    except KeyError as error:
+        raise _unusable(o, error) from error
     if own is None or o.cache != "cold":
         return ()
     plain = o.dtype == "bfloat16" or (own == "quantise" and o.dtype == "fp8")
@@ -113,7 +117,7 @@ def table(
     if any(o.library == PREFERRED for o in chosen):
         chosen = [o for o in chosen if o.library == PREFERRED]
     build = _BUILD[law_kind(name)]
-    columns = [build(o) for o in chosen]
+    columns = [_columns(build, o) for o in chosen]
     keys = tuple(columns[0]) if columns else ("flop", "weights", "rows_moved", "group")
     shapes = {key: np.array([c[key] for c in columns], dtype=np.float64) for key in keys}
     weight_bytes, row_bytes, hbm_bytes = traffic(
@@ -132,6 +136,18 @@ def table(
         top_clock_hz=max((o.sm_clock_hz or 0.0 for o in observations), default=0.0),
         sm_count=sm_count,
     )
+
+
+def _columns(build: Callable[[Observation], Columns], o: Observation) -> Columns:
+    try:
+        return build(o)
+    except (KeyError, ZeroDivisionError) as error:
+        raise _unusable(o, error) from error
+
+
+def _unusable(o: Observation, error: Exception) -> InputError:
+    what = f"{error.args[0]} is missing" if isinstance(error, KeyError) else "a size is 0"
+    return InputError(f"observation of {o.op}: shape {dict(o.shape)} cannot be used, {what}.")
 
 
 def _numbered(keys: Sequence[str]) -> Floats:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from energymodel.commands_common import FILE, emit, emit_json, gpu_name, json_option, lacks
+from energymodel.commands_common import FILE, emit, emit_json, finite, gpu_name, json_option, lacks
 from energymodel.errors import InputError, WorkError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 @click.option(
     "--budget-s",
     type=click.FloatRange(1, 100_000),
+    callback=finite,
     default=600.0,
     show_default=True,
     metavar="S",
@@ -144,6 +145,11 @@ def _profile(folder: Path, options: dict[str, Any]) -> None:
         report=lambda _: None,
     )
     _show(outcome, as_json=options["as_json"])
+    if not source and options["grid"] == "quick" and not options["as_json"]:
+        click.echo(
+            "The quick grid shows that everything runs; for figures to rely on, use --grid full.",
+            err=True,
+        )
 
 
 def _measure(observations: Path, gpu: str, options: dict[str, Any]) -> None:

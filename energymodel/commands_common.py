@@ -82,8 +82,9 @@ def warn(texts: Iterable[str]) -> None:
 # Options -------------------------------------------------------------------------------------
 
 
-def _finite(_: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    if value is not None and not 0 < value < float("inf"):  # a range lets nan pass
+def finite(_: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """Refuse what a range lets pass: nan."""
+    if value is not None and not 0 < value < float("inf"):
         raise click.BadParameter("it must be a finite number above 0", param=param)
     return value
 
@@ -112,13 +113,13 @@ _DEPLOYMENT = (
     _flag(
         "--gpu-memory-utilization",
         click.FloatRange(0, 1, min_open=True),
-        callback=_finite,
+        callback=finite,
         metavar="SHARE",
     ),
     _flag(
         "--power-limit-w",
         click.FloatRange(0, 100_000, min_open=True),
-        callback=_finite,
+        callback=finite,
         metavar="WATT",
         help="Power limit of each GPU, where it is not that of the calibration.",
     ),

@@ -250,7 +250,7 @@ def _prediction(
         ),
         power_limited=limited_s > 0,
         power_limited_share=limited_s / duration_s,
-        warnings=verdict.warnings,
+        warnings=(*_of_origin(profile), *verdict.warnings),
         provenance={
             "profile": profile.name,
             "kind": profile.kind,
@@ -258,6 +258,12 @@ def _prediction(
             **profile.provenance,
         },
     )
+
+
+def _of_origin(profile: Profile) -> tuple[str, ...]:
+    if profile.kind != "simulated":
+        return ()
+    return ("The profile is of a simulated GPU: these figures say nothing of a real one.",)
 
 
 def _components(costs: StepCosts, weight: Floats) -> dict[str, ComponentEnergy]:

@@ -34,10 +34,32 @@ counts = st.integers(0, 2**31)
 
 def test_read_gives_back_what_was_appended(tmp_path: Path) -> None:
     path = tmp_path / "o.jsonl"
-    two = replace(ONE, mode="duty", duty=0.2, energy_j=12.25, throttle_reasons=4)
+    two = replace(
+        ONE, mode="duty", duty=0.2, energy_j=712.25, duration_s=1.0, calls=3.0, busy_s=0.2,
+        sm_clock_hz=1.98e9, temperature_c=51.0, throttle_reasons=4,
+    )  # fmt: skip
     observations.append(path, ONE)
     observations.append(path, two)
     assert list(observations.read(path)) == [ONE, two]
+
+
+def _digits(x: float) -> float:
+    return float(f"{x:.6g}")
+
+
+positive = st.floats(1e-9, 1e9).map(_digits)
+windows = st.fixed_dictionaries(
+    {
+        "energy_j": st.floats(100.0, 1000.0).map(_digits),
+        "duration_s": st.floats(1.0, 3.0).map(_digits),
+        "calls": positive,
+        "busy_s": positive,
+        "sm_clock_hz": st.floats(1e8, 3e9).map(_digits),
+        "temperature_c": st.floats(20.0, 90.0).map(_digits),
+        "duty": st.floats(0.01, 1.0).map(_digits),
+        "power_limit_w": st.none() | positive,
+    }
+)
 
 
 @given(
@@ -46,16 +68,18 @@ def test_read_gives_back_what_was_appended(tmp_path: Path) -> None:
         op=names, shape=st.dictionaries(names, counts, max_size=4), mode=names, trial=counts,
         dtype=st.sampled_from(get_args(observations.Dtype)),
         library=st.sampled_from(["vllm", "torch"]), cache=st.sampled_from(["cold", "warm"]),
-        call_s=numbers, call_spread_s=maybe, duty=maybe, duration_s=maybe, energy_j=maybe,
-        idle_power_w=maybe, net_j=maybe, calls=maybe, busy_s=maybe, ticks=st.none() | counts,
-        lost_ticks=st.none() | counts, sm_clock_hz=maybe,
-        temperature_c=maybe, throttle_reasons=st.none() | counts, memory_power_w=maybe,
+        call_s=positive, call_spread_s=maybe,
+        idle_power_w=maybe, net_j=maybe, ticks=st.none() | counts,
+        lost_ticks=st.none() | counts,
+        throttle_reasons=st.none() | counts, memory_power_w=maybe,
         stack=names, gpu=names, board=names, driver=names, data=names, time_s=maybe,
-    )
+    ),
+    st.just({}) | windows,
 )  # fmt: skip
 def test_any_observation_comes_back(
-    tmp_path_factory: pytest.TempPathFactory, observation: Observation
+    tmp_path_factory: pytest.TempPathFactory, burst: Observation, window: dict[str, Any]
 ) -> None:
+    observation = replace(burst, **window)
     path = tmp_path_factory.mktemp("round") / "o.jsonl"
     observations.append(path, observation)
     assert list(observations.read(path)) == [observation]
@@ -203,3 +227,28 @@ def test_the_committed_observations_can_be_read() -> None:
     folder = Path(observations.__file__).parent / "data"
     for path in folder.glob("*/observations.jsonl"):
         assert sum(o.call_s > 0 for o in observations.read(path)) > 1000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"energy_j": 712250.0}, "power in watts, got 7.122e.05 W"),
+        ({"duration_s": 1000.0}, "power in watts"),
+        ({"energy_j": -1.0}, "energy_j must be"),
+        ({"call_s": 0.0}, "call_s must be"),
+        ({"sm_clock_hz": 1980.0}, "sm_clock_hz must be"),
+        ({"temperature_c": None}, "temperature_c is missing"),
+        ({"shape": {"m": -5}}, "shape"),
+    ],
+)
+def test_wrong_units_and_impossible_numbers_are_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    good = replace(
+        ONE, mode="duty", duty=0.2, energy_j=712.25, duration_s=1.0, calls=3.0, busy_s=0.2,
+        sm_clock_hz=1.98e9, temperature_c=51.0,
+    )  # fmt: skip
+    path = tmp_path / "o.jsonl"
+    observations.append(path, replace(good, **changes))
+    with pytest.raises(InputError, match=message):
+        list(observations.read(path))

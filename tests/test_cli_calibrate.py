@@ -114,7 +114,9 @@ def test_the_report_is_printed_and_files_are_named_beside_it(run: Run, simulated
     assert "declared" in table
     assert "gemm: flop_j" in table
     names = ("h200.json", "report.txt", "report.html")
-    assert err.splitlines() == [f"Wrote {simulated / name}" for name in names]
+    *wrote, advice = err.splitlines()
+    assert wrote == [f"Wrote {simulated / name}" for name in names]
+    assert "--grid full" in advice
     # Everything was there already: nothing was added, and the same was fitted.
     measured = simulated / "observations.jsonl"
     assert measured.read_bytes() == before[measured]

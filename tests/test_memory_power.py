@@ -8,12 +8,14 @@ from report_builders import HBM_BYTE_J, MEMORY_BASE_W, components, world
 from calibration.judgement.memory_power import memory_power
 from energymodel.profile import Estimate
 
+HBM_BYTES_PER_S = 4.8e12
+
 
 def test_what_was_planted_comes_back() -> None:
     seen = world()
     found = components(seen)
     windows = {"gemm": found.names["gemm"].windows}
-    m = memory_power(windows, seen, found.hbm_byte_j)
+    m = memory_power(windows, seen, found.hbm_byte_j, HBM_BYTES_PER_S)
     assert m.windows == 30
     assert m.byte_j is not None
     assert m.byte_j.value == pytest.approx(HBM_BYTE_J, rel=0.02)
@@ -29,7 +31,7 @@ def test_a_wrong_slope_does_not_pass_the_check() -> None:
     seen = world()
     windows = {"gemm": components(seen).names["gemm"].windows}
     wrong = Estimate(value=2 * HBM_BYTE_J, stderr=0.0, unit="J/B")
-    m = memory_power(windows, seen, wrong)
+    m = memory_power(windows, seen, wrong, HBM_BYTES_PER_S)
     assert m.median_error is not None
     assert m.median_error > 0.1
     assert m.r2 is not None
@@ -42,6 +44,6 @@ def test_without_the_sensor_it_says_so() -> None:
     blind = tuple(replace(o, memory_power_w=None) for o in w.table.observations)
     blind_windows = replace(w, table=replace(w.table, observations=blind))
     byte_j = Estimate(value=HBM_BYTE_J, stderr=0.0, unit="J/B")
-    m = memory_power({"gemm": blind_windows}, blind, byte_j)
+    m = memory_power({"gemm": blind_windows}, blind, byte_j, HBM_BYTES_PER_S)
     assert (m.windows, m.byte_j, m.median_error) == (0, None, None)
     assert m.note == "no window recorded the power of the memory"

@@ -76,7 +76,7 @@ def test_the_figures_are_those_of_the_world(report: Report) -> None:
 def test_text_says_it(report: Report) -> None:
     text = render_text(report)
     assert max(map(len, text.splitlines())) <= WIDTH
-    assert "Energy: 1 of 1 components predict shape families" in text
+    assert "Energy (given the time at full clock): 1 of 1 components predict shape" in text
     gemm = report.components[0]
     assert gemm.energy is not None
     assert f"{100 * gemm.energy.median:.1f} %" in text
@@ -91,7 +91,7 @@ def test_html_says_the_same(report: Report, html: str) -> None:
     gemm = report.components[0]
     assert gemm.energy is not None
     assert f"{100 * gemm.energy.median:.1f} %" in text
-    assert "Energy: 1 of 1 components predict shape families" in text
+    assert "Energy (given the time at full clock): 1 of 1 components predict shape" in text
     assert '<td class="met">met</td>' in html
     assert html.count("<svg") == len(plots.render(report.plots)) > 8
     for figure in ("energy", "time", "static", "memory", "intensity"):
@@ -105,7 +105,7 @@ def test_missed_targets_are_said() -> None:
     assert {t.word for t in r.targets if t.what == "energy, held out"} == {"missed"}
     assert {t.word for t in r.targets if t.component == "all"} == {"not known"}
     text = render_text(r)
-    assert "Energy: 0 of 1 components" in text
+    assert "Energy (given the time at full clock): 0 of 1" in text
     assert "missed by gemm (" in text
     assert "one trial of each point: no variation can be told" in text
     assert "one board was measured: a spread needs two" in text

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.fit_energy import CACHED, STREAMING_BYTES_PER_S, Windows
+from calibration.fit_energy import CACHED, STREAMING_SHARE, Windows
 from calibration.observations import Observation
 from energymodel.laws import kind_of
 from energymodel.profile import Estimate
@@ -50,9 +50,15 @@ def memory_rows(windows: Mapping[str, Windows]) -> dict[str, tuple[Array, Array]
 
 
 def memory_power(
-    windows: Mapping[str, Windows], observations: Sequence[Observation], byte_j: Estimate
+    windows: Mapping[str, Windows],
+    observations: Sequence[Observation],
+    byte_j: Estimate,
+    hbm_bytes_per_s: float,
 ) -> MemoryPower:
-    """Check ``byte_j`` against the memory power of every sustained window."""
+    """Check ``byte_j`` against the memory power of every sustained window.
+
+    ``hbm_bytes_per_s`` is the datasheet's rate of the memory.
+    """
     rows = memory_rows(windows)
     if not rows:
         return MemoryPower(
@@ -69,7 +75,7 @@ def memory_power(
     watts = np.concatenate([w for _, w in rows.values()])
     fitted = np.concatenate(
         [
-            (r > STREAMING_BYTES_PER_S) & (kind_of(name) not in CACHED)
+            (r > STREAMING_SHARE * hbm_bytes_per_s) & (kind_of(name) not in CACHED)
             for name, (r, _) in rows.items()
         ]
     )

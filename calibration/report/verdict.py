@@ -10,7 +10,7 @@ def verdict(r: Report) -> tuple[str, ...]:
     """A few sentences: what holds, what does not, what is not known."""
     said = [
         _simulated(r),
-        _by_component(r, "energy, held out", "Energy"),
+        _by_component(r, "energy, held out", "Energy (given the time at full clock)"),
         _few_families(r),
         _by_component(r, "time, held out", "Time at full clock"),
         _against_simple(r),
