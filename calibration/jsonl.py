@@ -1,7 +1,8 @@
 """Append-only JSON lines: a killed program loses at most the line that it was writing."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,30 @@ def repair(path: Path) -> None:
                     file.truncate(kept)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {_reason(error)}.") from error
+
+
+@contextmanager
+def owned(path: Path) -> Iterator[None]:
+    """Keep other runs from appending to ``path`` meanwhile; a killed one lets go of it.
+
+    Raises:
+        InputError: the file cannot be written.
+        WorkError: another run writes to it.
+    """
+    repair(path)
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        yield
+        return
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise WorkError(
+                f"{path} is being written by another run: wait for it to end, or choose another --out."
+            ) from error
+        yield
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:

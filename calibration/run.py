@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from calibration import grid as grids
-from calibration import observations
+from calibration import jsonl, observations
 from calibration.fit import Fit, fit_all
 from calibration.gpu import datasheet
 from calibration.report import evidence, write_report
@@ -31,6 +31,8 @@ GRIDS: dict[str, Callable[[str], list[grids.Point]]] = {
     "wide": grids.wide,
 }
 BUDGET_S = 600.0
+# Operations whose vLLM kernel is FlashAttention 3.
+FLASH_3 = ("attention", "mla")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +102,23 @@ def measure(
     """
     library = library or ("vllm" if find_spec("vllm") else "torch")
     points = [replace(p, cache=cache) for p in GRIDS[grid](library)]
-    return sweep(points, sensor, file, budget_s=budget_s, report=report, progress=progress)
+    if library == "vllm" and not _flash_attention_3():
+        report(
+            "FlashAttention 3 does not run on this GPU: attention is measured with torch's kernels"
+        )
+        points = [replace(p, library="torch") if p.op in FLASH_3 else p for p in points]
+    with jsonl.owned(file):
+        return sweep(points, sensor, file, budget_s=budget_s, report=report, progress=progress)
+
+
+def _flash_attention_3() -> bool:
+    """Whether vLLM's kernels of attention run here; they need a Hopper GPU."""
+    try:
+        from vllm.vllm_flash_attn import is_fa_version_supported
+
+        return bool(is_fa_version_supported(3))
+    except (ImportError, OSError, RuntimeError):
+        return False
 
 
 def simulate(file: Path, gpu: str, *, grid: str, report: Report, progress: Progress) -> int:
@@ -109,7 +127,10 @@ def simulate(file: Path, gpu: str, *, grid: str, report: Report, progress: Progr
     sensor = SimulatedSensor(truth.simulated_gpu())
     bench = SimulatedBench(sensor, law(truth))
     points = GRIDS[grid]("vllm")
-    return sweep(points, sensor, file, budget_s=1e9, bench=bench, report=report, progress=progress)
+    with jsonl.owned(file):
+        return sweep(
+            points, sensor, file, budget_s=1e9, bench=bench, report=report, progress=progress
+        )
 
 
 def conclude(

@@ -17,7 +17,7 @@ from sweep_builders import (
     trials_of,
 )
 
-from calibration import observations
+from calibration import jsonl, observations
 from calibration import sweep as sweep_module
 from calibration.simulation.gpu import SimulatedGpu, SimulatedSensor
 from calibration.sweep import LOST, TRIALS
@@ -182,3 +182,16 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="line 1"):
         run(out)
     assert out.read_text() == '{"model": "x"}\n'
+
+
+def test_two_runs_never_write_to_one_file(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "o.jsonl"
+    with (
+        jsonl.owned(out),
+        pytest.raises(WorkError, match="written by another run"),
+        jsonl.owned(out),
+    ):
+        pass
+    with jsonl.owned(out):
+        jsonl.append(out, {"a": 1})
+    assert out.read_text() == '{"a":1}\n'
