@@ -185,12 +185,10 @@ def test_a_killed_run_is_completed(tmp_path: Path, kept: float) -> None:
     assert out.read_bytes().startswith(b"\n".join(content.split(b"\n")[:finished]))
 
 
-def test_small_components_get_shorter_windows_after_their_first(tmp_path: Path) -> None:
+def test_every_window_holds_ten_updates_of_the_counter(tmp_path: Path) -> None:
     measured(tmp_path, simulated())
     windows = list(window_file.read(tmp_path / "components.jsonl"))
-    short = {w.component for w in windows if w.trial > 0 and w.ticks < 10}
-    assert short == {"embedding", "other"}  # 30 and 8 of 3,038 us
-    assert {w.ticks for w in windows if w.trial == 0} == {10}
+    assert min(w.ticks for w in windows) >= 10
 
 
 def test_trials_are_in_random_order_and_the_idle_gpu_among_them(tmp_path: Path) -> None:

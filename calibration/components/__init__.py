@@ -9,10 +9,10 @@ the model and the sum over layers is measured, not assumed.
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from calibration import jsonl
 from calibration.clock import Clock
@@ -30,11 +30,8 @@ if TYPE_CHECKING:
 EAGER, GRAPH = "eager", "graph"
 MODES = (EAGER, GRAPH)
 SETTLE_S = 0.3
-# A component below this share of the whole gets shorter windows after its first.
-SMALL = 0.02
 # So many jobs refused in a row are no accident.
 MAX_REFUSED = 3
-SMALL_SETTLE_S, SMALL_TICKS, SMALL_WINDOW_S = 0.2, 6, 0.5
 
 # Fields of a line that come from the window, and those from the piece.
 _OF_WINDOW = (
@@ -260,9 +257,7 @@ class _Session:
         """One window, tried again once if it is refused; the refusal if it is again."""
         for last in (False, True):
             try:
-                window = steady_window(
-                    self.sensor, work, clock=self.bench.clock, **self._lengths(job)
-                )
+                window = steady_window(self.sensor, work, clock=self.bench.clock, settle_s=SETTLE_S)
                 break
             except WindowRefused as refusal:
                 self.report(f"{job.title}: refused: {refusal}")
@@ -282,20 +277,6 @@ class _Session:
         self.known[line.key] = line
         window_file.append(self.out, line)
         return None
-
-    def _lengths(self, job: _Job) -> Mapping[str, Any]:
-        """How long to settle and measure: less for what is a small part of a known whole."""
-        phase, mode, _, _ = job.key(0)
-        own, whole = self.known.get(job.key(0)), self.known.get((phase, mode, WHOLE, 0))
-        if own and whole:
-            share = (own.energy_j / own.calls) / (whole.energy_j / whole.calls)
-            if share < SMALL:
-                return {
-                    "settle_s": SMALL_SETTLE_S,
-                    "min_ticks": SMALL_TICKS,
-                    "window_s": SMALL_WINDOW_S,
-                }
-        return {"settle_s": SETTLE_S}
 
     def _seen(self, job: _Job, trial: int) -> str:
         seen = self.known.get(job.key(trial))
