@@ -20,6 +20,7 @@ from calibration.fit_time import full_clock
 from calibration.gpu import datasheet
 from calibration.judgement.boards import Quantity, board_spread
 from calibration.observations import Observation
+from calibration.simulation.gpu import DRIVER as SIMULATED
 from calibration.tables import names_of
 from energymodel import hardware
 from energymodel.errors import InputError
@@ -137,7 +138,7 @@ def _check(seen: Sequence[Observation], spec: GpuSpec, path: Path) -> None:
     wrong = sorted(n for n in gpus if datasheet(n) != spec.name)
     if wrong:
         raise InputError(f"{path}: gpu is '{wrong[0]}', but the fit is for {spec.full_name}.")
-    if len({o.driver == "simulated" for o in seen}) > 1:
+    if len({o.driver == SIMULATED for o in seen}) > 1:
         raise InputError(f"{path} mixes simulated and measured lines: fit them apart.")
     known = {name for o in seen for name in names_of(o)} | {"idle" for o in seen if o.op == "idle"}
     for name in ("idle", *REQUIRED):

@@ -19,6 +19,7 @@ from calibration.fit_power import PowerFit, cross_validate, refine
 from calibration.fit_time import TimeFit, fit_time, full_clock
 from calibration.observations import Observation
 from calibration.tables import Table, all_names, table
+from calibration.verdict import POWER_CAP_REASON
 from energymodel.hardware import GpuSpec
 from energymodel.laws import REQUIRED, ROOFLINE_KINDS, STREAMING_KINDS, kind_of
 from energymodel.profile import Estimate
@@ -38,8 +39,6 @@ PARENTS: Mapping[str, str] = {
 # Where no window met the power limit: held just there, and energy in proportion to the clock.
 UNKNOWN_SHARE = Estimate(value=1.0, stderr=0.05, unit="1")
 UNKNOWN_EXPONENT = Estimate(value=1.0, stderr=0.5, unit="1")
-# NVML's clock event reason: the power limit.
-POWER_CAP_REASON = 0x4
 # Fewer shapes tell nothing about a name that no prediction needs: it is left out.
 LEAST_WINDOWS, LEAST_BURSTS = 3, 5
 

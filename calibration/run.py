@@ -3,7 +3,6 @@
 grid -> observations.jsonl -> fit -> profile and report, all in one folder.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from calibration import grid as grids
 from calibration import jsonl, observations
+from calibration.files import write_whole
 from calibration.fit import Fit, fit_all
 from calibration.gpu import datasheet
 from calibration.report import evidence, write_report
@@ -69,10 +69,11 @@ def start(folder: Path, gpu: str, *, resume: bool, simulated: bool) -> Path:
 def _check_same(file: Path, gpu: str, *, simulated: bool) -> None:
     """Refuse to mix what no fit could take apart again."""
     name = hardware.load(gpu).full_name
-    wrong = sorted({o.gpu for o in observations.read(file) if datasheet(o.gpu) != gpu})
+    seen = tuple(observations.read(file))
+    wrong = sorted(name for name in {o.gpu for o in seen} if datasheet(name) != gpu)
     if wrong:
         raise InputError(f"--resume: {file} is of '{wrong[0]}', not {name}: choose another --out.")
-    if any((o.driver == SIMULATED) != simulated for o in observations.read(file)):
+    if any((o.driver == SIMULATED) != simulated for o in seen):
         kind = "measured" if simulated else "simulated"
         raise InputError(f"--resume: {file} was {kind}: choose another --out.")
 
@@ -172,13 +173,3 @@ def shipped_runs(gpu: str) -> Path | None:
     """The whole-model runs that come with this package for a GPU, if any."""
     file = resources.files("calibration").joinpath("data", gpu, "runs.jsonl")
     return Path(str(file)) if file.is_file() else None
-
-
-def write_whole(target: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)

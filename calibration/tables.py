@@ -369,4 +369,3 @@ _BUILD: Mapping[str, Callable[[Observation], Columns]] = {
     **dict.fromkeys(("scan_decode", "scan_prefill"), _scan),
     **dict.fromkeys(("linear_attention_decode", "linear_attention_prefill"), _delta_rule),
 }
-KINDS = REQUIRED

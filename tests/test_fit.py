@@ -14,13 +14,14 @@ from calibration.fit_engine import Case, fit_engine, prepare
 from calibration.fit_time import START
 from calibration.observations import Observation
 from calibration.simulation.truth import declared
-from calibration.tables import KINDS, kind_of, table
+from calibration.tables import kind_of, table
 from energymodel import hardware, io, laws, power
 from energymodel import profile as profiles
 from energymodel.deployment import Deployment
 from energymodel.errors import InputError
 from energymodel.find_model import find_model
 from energymodel.io import Run
+from energymodel.laws import REQUIRED
 from energymodel.model import ModelSpec
 from energymodel.power import StepLoad
 from energymodel.predict import predict
@@ -146,7 +147,7 @@ def simulate(seed: int = 0) -> list[Observation]:
         if mode == "burst" or i % grid.windows == 0
     ]
     seen = [idle(celsius, random) for celsius in np.linspace(30, 60, 20)]
-    for kind in KINDS:
+    for kind in REQUIRED:
         seen += measured(kind, asked, random)
     return seen
 
@@ -249,7 +250,7 @@ def test_launch_times_come_back(fitted: Profile, kind: str) -> None:
     assert launch_s == pytest.approx(LAW[kind]["launch_s"], rel=0.1)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", REQUIRED)
 def test_times_come_back(fitted: Profile, kind: str) -> None:
     operation = fitted.operations[kind]
     t = table(kind, [observation(g.op, shape, "burst") for g in GRIDS for shape in g.shapes])
@@ -284,7 +285,7 @@ def test_joules_come_back(fitted: Profile, kind: str, name: str, tolerance: floa
     assert found.stderr < 0.3 * found.value
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", REQUIRED)
 def test_energies_come_back(fitted: Profile, kind: str) -> None:
     t = table(kind, [observation(g.op, shape, "burst") for g in GRIDS for shape in g.shapes])
     full_s = laws.LAWS[kind](t.shapes, LAW[kind]).seconds
@@ -442,7 +443,7 @@ def test_no_observations_are_refused(tmp_path: Path) -> None:
         fit_profile(tmp_path / "o.jsonl", None, "h200")
 
 
-@pytest.mark.parametrize("kind", ["idle", *KINDS])
+@pytest.mark.parametrize("kind", ["idle", *REQUIRED])
 def test_a_missing_kind_is_named(kind: str, tmp_path: Path) -> None:
     some = [(g.op, shape) for g in GRIDS for shape in g.shapes if kind_of(g.op, shape) != kind]
     ops = [observation(op, shape, "burst") for op, shape in some]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.files import write_whole
 from calibration.fit import Fit
 from calibration.fit_components import Components, NameFit
 from calibration.fit_time import full_clock
@@ -60,9 +61,7 @@ def write_report(fit: FitEvidence, folder: Path) -> tuple[Path, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     text, html = folder / TEXT_FILE, folder / HTML_FILE
     for path, content in ((text, render_text(report)), (html, render_html(report))):
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(content, encoding="utf-8")
-        part.replace(path)
+        write_whole(path, content)
     return text, html
 
 

@@ -17,11 +17,11 @@ from calibration.clock import VirtualClock
 from calibration.grid import Point
 from calibration.sensors import Identity, Reading
 from calibration.simulation.timeline import Thermal, Timeline
+from calibration.verdict import POWER_CAP_REASON
 from calibration.window import Work
 
 # What observations name in place of the driver's version.
 DRIVER = "simulated"
-POWER_CAP_REASON = 0x4
 CHUNK_S = 4e-3
 # The simulated power controller looks back over this many chunks.
 CONTROLLER_CHUNKS = 8
