@@ -164,9 +164,9 @@ def burst_time_s(
     for _ in range(bursts):
         try:
             wait = work.submit()
+            # While it runs, or just after: the clock stays up for longer than a look takes.
             _look(sensor, trace, clock)
             chunk_s = wait()
-            _look(sensor, trace, clock)
         except Exception:
             if sensor is not None:
                 refuse_lost(sensor)

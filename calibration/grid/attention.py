@@ -66,7 +66,7 @@ ATTENTION = (
         timed=_decodes(),
         bursts=70,
         more=120,
-        windows=6,
+        windows=5,
         quick=1,
     ),
     Family(
@@ -83,7 +83,7 @@ ATTENTION = (
         timed=_prefills(),
         bursts=60,
         more=90,
-        windows=6,
+        windows=5,
         quick=1,
     ),
     Family(
@@ -96,7 +96,7 @@ ATTENTION = (
         ),
         timed=tuple(s for s in _decodes() if s["head_dim"] in (64, 128)),
         bursts=18,
-        more=30,
+        more=70,
     ),
     Family(
         op="attention",
@@ -133,7 +133,7 @@ LATENT = (
             if seqs * context <= 2_000_000
         ),
         bursts=18,
-        more=30,
+        more=60,
     ),
     Family(
         op="mla",

@@ -42,7 +42,7 @@ MIXTURES = (
         timed=_ALL_EXPERTS,
         bursts=48,
         more=72,
-        windows=6,
+        windows=5,
         quick=1,
     ),
     Family(
@@ -57,9 +57,9 @@ MIXTURES = (
     Family(
         op="moe",
         dtype="fp8_block",
-        energy=(_routed(16, 0), _routed(2048, 3), _routed(256, 1)),
+        energy=(_routed(16, 0), _routed(2048, 3), _routed(256, 1), _routed(8192, 0)),
         timed=_BLOCKED_EXPERTS,
-        bursts=20,
+        bursts=30,
         wide=True,
     ),
 )

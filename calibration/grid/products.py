@@ -43,12 +43,18 @@ def _at(m: int, n: int, k: int, *duties: float) -> tuple[Shape, tuple[float, ...
     return {"m": m, "n": n, "k": k}, duties or (FULL,)
 
 
+# Number formats narrower than 16 bits; their kernels change tiles with the shape more often.
 _NARROW = (
     _at(8192, 14336, 4096),
     _at(16, 16384, 3072),
     _at(512, 5120, 5120),
     _at(1, 22016, 4096),
     _at(2048, 8192, 28672),
+    _at(128, 22016, 4096),
+    _at(1024, 2048, 8192),
+    _at(64, 6144, 2048),
+    _at(256, 5120, 25600),
+    _at(4096, 3072, 3072),
 )
 PRODUCTS = (
     Family(
@@ -78,36 +84,36 @@ PRODUCTS = (
     Family(
         op="gemm",
         dtype="fp8",
-        energy=(*_NARROW, _at(128, 22016, 4096)),
+        energy=_NARROW,
         timed=_products(BLOCKED_WIDTHS),
-        bursts=30,
-        more=48,
+        bursts=40,
+        more=100,
         windows=5,
     ),
     Family(
         op="gemm",
         dtype="fp8_block",
-        energy=_NARROW[:4],
+        energy=_NARROW[:8],
         timed=_products(BLOCKED_WIDTHS),
-        bursts=16,
-        more=30,
+        bursts=28,
+        more=80,
         windows=3,
     ),
     Family(
         op="gemm",
         dtype="int4",
-        energy=_NARROW[:4],
+        energy=_NARROW[:8],
         timed=_products(BLOCKED_WIDTHS),
-        bursts=14,
-        more=24,
+        bursts=24,
+        more=70,
         windows=3,
     ),
     Family(
         op="gemm",
         dtype="int8",
-        energy=_NARROW[:3],
+        energy=_NARROW[:8],
         timed=_products(BLOCKED_WIDTHS),
-        bursts=16,
+        bursts=70,
         wide=True,
     ),
     Family(

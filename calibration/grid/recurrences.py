@@ -28,9 +28,12 @@ def _delta(seqs: int, tokens: int, which: int = 0) -> Shape:
 RECURRENCES = (
     Family(
         op="selective_scan",
-        energy=((_scan(64, 1), (FULL,)), (_scan(8, 1, 1), (FULL,)), (_scan(256, 1, 2), (FULL,))),
+        energy=tuple(
+            (_scan(n, 1, which), (FULL,))
+            for n, which in ((64, 0), (8, 1), (256, 2), (256, 0), (64, 1), (16, 2), (64, 2))
+        ),
         timed=tuple(_scan(n, 1, w) for w, n in product((0, 1, 2), SEQUENCES)),
-        bursts=12,
+        bursts=15,
         wide=True,
     ),
     Family(

@@ -43,7 +43,7 @@ BY_ROW = (
         energy=_row_windows((16384, 1024), (64, 1024), (2048, 2048), head_dim=128),
         timed=_rows((512, 1024, 2048, 4096), head_dim=128),
         bursts=12,
-        more=20,
+        more=32,
         quick=0,
     ),
     Family(
@@ -59,14 +59,17 @@ BY_ROW = (
         energy=_row_windows((16384, 4096), (64, 4096), (1024, 14336)),
         timed=_rows((2048, 4096, 8192, 14336)),
         bursts=12,
-        more=18,
+        more=32,
     ),
     Family(
         op="embedding",
-        energy=_row_windows((16384, 4096), (64, 4096), (1024, 2048), vocab=128256),
+        energy=_row_windows(
+            (16384, 4096), (64, 4096), (1024, 2048), (4096, 8192), (256, 2048), vocab=128256
+        ),
         timed=_rows(ROW_WIDTHS, vocab=128256),
         bursts=12,
-        more=16,
+        more=32,
+        windows=3,
         quick=0,
     ),
     Family(
@@ -74,7 +77,7 @@ BY_ROW = (
         energy=_row_windows((16, 128256), (256, 128256), (64, 32000)),
         timed=_rows(VOCABULARIES, (1, 4, 16, 64, 128, 256)),
         bursts=18,
-        more=30,
+        more=42,
         quick=0,
     ),
     Family(
