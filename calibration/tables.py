@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibration.observations import Observation
-from energymodel.attention import SoftmaxAttention
+from energymodel.blocks.softmax import SoftmaxAttention
 from energymodel.errors import InputError
 from energymodel.laws import L2_BYTES, REQUIRED, SM_COUNT, traffic
 from energymodel.laws import kind_of as law_kind

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from energymodel.attention import visible_pairs
+from energymodel.blocks.softmax import visible_pairs
 from energymodel.ops import Op
 from energymodel.prediction import BinEnergy, PhaseEnergy
 from energymodel.serving import Schedule

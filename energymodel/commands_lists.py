@@ -17,16 +17,14 @@ def models(as_json: bool) -> None:
     import models_zoo
     from energymodel import render
     from energymodel.find_model import find_model
-    from energymodel.model import Moe
 
     rows = []
     for name in models_zoo.names():
         spec, _ = find_model(name)
-        moe = any(isinstance(layer.feed_forward, Moe) for layer, _ in spec.layer_groups())
         rows.append(
             {
                 "name": name,
-                "kind": "moe" if moe else "dense",
+                "kind": spec.regime,
                 "model_type": spec.model_type,
                 "param_count": spec.param_count,
                 "active_param_count": spec.active_param_count,

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from energymodel.blocks import SoftmaxAttention
 from energymodel.deployment import Deployment
 from energymodel.laws import domain_axes
-from energymodel.model import ModelSpec, Moe
+from energymodel.model import ModelSpec
 from energymodel.power import MIN_RELATIVE_CLOCK
 from energymodel.profile import Profile
 from energymodel.steps import Floats
@@ -62,34 +63,44 @@ def examine(
     half_width = profile.accuracy.energy_quantile[model.regime]
     if reach:
         half_width *= WIDER
+    borrowed, share = _borrowed(profile, costs, weight)
+    half_width = max(half_width, float(np.log1p(np.expm1(OTHER_KERNEL) * share)))
     if kernels:
         half_width = max(half_width, OTHER_KERNEL)
     half = deployment.dtype == "float16"
     notes = ["float16 is predicted with the coefficients measured in bfloat16."] if half else []
-    return Verdict(half_width=half_width, warnings=tuple(kernels + reach + notes))
+    return Verdict(half_width=half_width, warnings=tuple(kernels + borrowed + reach + notes))
 
 
 def _kernel_warnings(model: ModelSpec, profile: Profile) -> list[str]:
     """Kernels that no calibration saw: head sizes between the calibrated ones, packed experts."""
     warnings = []
     known = profile.operations["decode_attention"].sizes.get("head_dim", ())
-    for size in sorted({layer.attention.head_dim for layer in model.layers}):
+    heads = (layer.find(SoftmaxAttention) for layer in model.layers)
+    for size in sorted({a.head_dim for a in heads if a is not None}):
         if known and size not in known:
             listed = ", ".join(f"{k:g}" for k in known)
             warnings.append(
                 f"head_dim {size} runs an attention kernel that was not calibrated "
                 f"(calibrated: {listed})."
             )
-    packed = {
-        layer.feed_forward.expert_dtype
-        for layer in model.layers
-        if isinstance(layer.feed_forward, Moe) and layer.feed_forward.expert_dtype
-    }
-    warnings += [
-        f"experts stored as {dtype} are predicted with the kernel measured in bfloat16."
-        for dtype in sorted(packed)
-    ]
     return warnings
+
+
+def _borrowed(profile: Profile, costs: "StepCosts", weight: Floats) -> tuple[list[str], float]:
+    """Operations predicted with the coefficients of others: (warnings, their share of the energy)."""
+    total_j = float(weight @ costs.step_j)
+    found: dict[str, float] = {}
+    for cost in costs.ops:
+        op = cost.op
+        name = profile.calibrated_as(op.law)
+        if name == op.law and not op.stands_for:
+            continue
+        what = op.stands_for or op.law
+        said = f"{what} was not calibrated: predicted with the coefficients of {name}."
+        found[said] = found.get(said, 0.0) + float(weight @ cost.energy_j) / total_j
+    matter = {said: share for said, share in found.items() if share >= NEGLIGIBLE}
+    return list(matter), sum(matter.values())
 
 
 def _power_warnings(deployment: Deployment, profile: Profile, costs: "StepCosts") -> list[str]:
@@ -144,7 +155,7 @@ def _shape_warnings(profile: Profile, costs: "StepCosts", weight: Floats) -> lis
             continue
         shapes = {name: np.asarray(value) for name, value in cost.op.shape.items()}
         axes = domain_axes(cost.op.kind, shapes)
-        for axis, (low, high) in profile.operations[cost.op.kind].domain.items():
+        for axis, (low, high) in profile.operation(cost.op.law).domain.items():
             worst = _worst(axes[axis], low, high, step_j)
             if worst is not None:
                 seen.setdefault(

@@ -1,155 +1,87 @@
-"""What a model is made of: layers, parameters, bytes.
+"""What a model is made of: layers of blocks, parameters, bytes.
 
 ``ModelSpec`` holds the facts of a Hugging Face ``config.json`` that matter for energy, with the
 names used there. ``model_from_config`` reads one; the readers of the single families are in
-``families.py``.
+``families``.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
-from energymodel.attention import SoftmaxAttention
+from energymodel.blocks import Block, CrossAttention, Mlp, Moe
+from energymodel.dtypes import DTYPE_BYTES
 from energymodel.errors import InputError
+from energymodel.weights import Weight, table, vector
 
-DTYPE_BYTES: Mapping[str, float] = {
-    "float32": 4.0,
-    "bfloat16": 2.0,
-    "float16": 2.0,
-    "fp8": 1.0,
-    # OCP Microscaling MXFP4: blocks of 32 four-bit values share one eight-bit scale, 4.25 bits each.
-    "mxfp4": 4.25 / 8,
-}
+__all__ = ["LayerSpec", "Mlp", "ModelSpec", "Moe", "Stack", "model_from_config"]
 
-Norm = Literal["rms", "layer", "plain"]
-NORM_VECTORS: Mapping[Norm, int] = {"rms": 1, "layer": 2, "plain": 0}
-"""Learnt vectors of one normalisation: a scale; a scale and a shift; none (OLMo 1)."""
+Norm = Literal["rms", "layer", "scale", "plain"]
+NORM_VECTORS: Mapping[Norm, int] = {"rms": 1, "layer": 2, "scale": 1, "plain": 0}
+"""Learnt vectors of one normalisation: a scale; a scale and a shift; a scale after the mean is
+taken off (Cohere, ModernBERT); none (OLMo 1)."""
 
-Layout = Literal["pre", "post", "sandwich", "parallel"]
-NORMS_PER_LAYER: Mapping[Layout, int] = {"pre": 2, "post": 2, "sandwich": 4, "parallel": 1}
-"""Where a layer normalises: before each block; after it (OLMo 2); both (Gemma 2, 3); once, before
-an attention and an MLP that run side by side (Phi-2)."""
+Layout = Literal["pre", "post", "post_sum", "sandwich", "parallel", "parallel_two"]
+"""Where a layer normalises: before each block; each block's result (OLMo 2); the sum of the
+residual and each block's result (BERT); before and after each block (Gemma 2, 3); once, before
+blocks that run side by side (Phi-2); before each of such blocks (GPT-NeoX)."""
 
+Kind = Literal["decoder", "encoder", "encoder-decoder"]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mlp:
-    """Dense feed-forward block; ``gated`` has a gate beside the up projection (SwiGLU, GeGLU)."""
-
-    intermediate_size: int
-    gated: bool = True
-    bias: bool = False
-
-    @property
-    def up_size(self) -> int:
-        """Width of the (fused gate and) up projection."""
-        return (2 if self.gated else 1) * self.intermediate_size
-
-    def param_count(self, hidden_size: int) -> int:
-        """Parameters of the two or three projections."""
-        weights = hidden_size * (self.up_size + self.intermediate_size)
-        return weights + (self.up_size + hidden_size if self.bias else 0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moe:
-    """Routed gated experts and, in some families, one shared expert that every token visits.
-
-    ``expert_dtype`` is set where the checkpoint itself stores the experts quantised (gpt-oss).
-    """
-
-    num_experts: int
-    num_experts_per_tok: int
-    moe_intermediate_size: int
-    shared_expert: Mlp | None = None
-    shared_expert_gate: bool = False
-    router_bias: bool = False
-    expert_bias: bool = False
-    expert_dtype: str | None = None
-
-    def expert_param_count(self, hidden_size: int) -> int:
-        """Parameters of one routed expert."""
-        expert = Mlp(intermediate_size=self.moe_intermediate_size, bias=self.expert_bias)
-        return expert.param_count(hidden_size)
-
-    def router_param_count(self, hidden_size: int) -> int:
-        """Parameters of the router and of the gate of the shared expert."""
-        router = self.num_experts * (hidden_size + (1 if self.router_bias else 0))
-        return router + (hidden_size if self.shared_expert_gate else 0)
-
-    def shared_param_count(self, hidden_size: int) -> int:
-        """Parameters of the shared expert, 0 where there is none."""
-        return self.shared_expert.param_count(hidden_size) if self.shared_expert else 0
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSpec:
-    """One decoder layer."""
+    """Blocks that run one after the other, each within a residual connection.
 
-    attention: SoftmaxAttention
-    feed_forward: Mlp | Moe
+    ``formats`` are those of weights that the checkpoint stores narrower than 16 bits, by name.
+    ``repeated``: the weights are those of an earlier layer (ALBERT). ``other_params``: learnt
+    vectors without an operation of their own, such as layer scales.
+    """
+
+    blocks: tuple[Block, ...]
     norm: Norm = "rms"
     layout: Layout = "pre"
+    formats: tuple[tuple[str, str], ...] = ()
+    repeated: bool = False
+    other_params: int = 0
 
-    def attention_param_count(self, hidden_size: int) -> int:
-        """Parameters of the projections of the attention block."""
-        a = self.attention
-        weights = hidden_size * (a.qkv_size + a.q_size)
-        return weights + (a.qkv_size if a.qkv_bias else 0) + (hidden_size if a.o_bias else 0)
+    @property
+    def norm_vectors(self) -> int:
+        """Learnt vectors of one normalisation."""
+        return NORM_VECTORS[self.norm]
 
-    def vector_param_count(self, hidden_size: int) -> int:
-        """Parameters that are vectors: normalisations, those of q and k, and sinks."""
-        a = self.attention
-        qk_widths = {None: 0, "head": 2 * a.head_dim, "hidden": a.q_size + a.kv_size}
-        width = NORMS_PER_LAYER[self.layout] * hidden_size + qk_widths[a.qk_norm]
-        return NORM_VECTORS[self.norm] * width + (a.num_attention_heads if a.sinks else 0)
+    @property
+    def norms(self) -> int:
+        """Normalisations of the hidden state."""
+        if self.layout == "parallel":
+            return 1
+        return (2 if self.layout == "sandwich" else 1) * len(self.blocks)
 
-    def linear_param_count(self, hidden_size: int) -> int:
-        """Parameters of the projections outside routed experts: what ``fp8`` quantises."""
-        count = self.attention_param_count(hidden_size)
-        if isinstance(self.feed_forward, Mlp):
-            return count + self.feed_forward.param_count(hidden_size)
-        return count + self.feed_forward.shared_param_count(hidden_size)
+    def find(self, kind: type[T]) -> T | None:
+        """The first block of a kind, or None."""
+        return next((b for b in self.blocks if isinstance(b, kind)), None)
 
-    def router_param_count(self, hidden_size: int) -> int:
-        """Parameters of the router, 0 in a dense layer."""
-        moe = self.feed_forward
-        return moe.router_param_count(hidden_size) if isinstance(moe, Moe) else 0
-
-    def expert_param_count(self, hidden_size: int, *, active: bool = False) -> int:
-        """Parameters of all routed experts, or of those that one token visits."""
-        moe = self.feed_forward
-        if not isinstance(moe, Moe):
-            return 0
-        experts = moe.num_experts_per_tok if active else moe.num_experts
-        return experts * moe.expert_param_count(hidden_size)
+    def weights(self, hidden_size: int) -> tuple[Weight, ...]:
+        """Every tensor of the layer."""
+        blocks = (w for b in self.blocks for w in b.weights(hidden_size, self.norm_vectors))
+        vectors = self.norms * self.norm_vectors * hidden_size + self.other_params
+        return (*blocks, *([vector("norm", vectors)] if vectors else []))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSpec:
-    """A decoder-only language model, spelt as in its ``config.json``."""
+class Stack:
+    """Layers of one width, the normalisation behind them, and tensors outside layers.
 
-    name: str
-    model_type: str
+    ``final_norm`` is None where nothing normalises after the last layer.
+    """
+
     hidden_size: int
-    vocab_size: int
-    tie_word_embeddings: bool
     layers: tuple[LayerSpec, ...]
-    lm_head_bias: bool = False
-    final_logit_softcapping: float | None = None
-    max_position_embeddings: int | None = None
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Number of decoder layers."""
-        return len(self.layers)
-
-    @property
-    def regime(self) -> Literal["dense", "moe"]:
-        """Which accuracy figures apply: whether any layer routes to experts."""
-        return (
-            "moe" if any(isinstance(layer.feed_forward, Moe) for layer in self.layers) else "dense"
-        )
+    final_norm: Norm | None = "rms"
+    other: tuple[Weight, ...] = ()
 
     def layer_groups(self) -> tuple[tuple[LayerSpec, int], ...]:
         """Distinct layers, in order of first appearance, with how often each occurs."""
@@ -160,17 +92,83 @@ class ModelSpec:
             groups[objects[key]] += count
         return tuple(groups.items())
 
+    def weights(self) -> Iterator[tuple[Weight, int, Mapping[str, str]]]:
+        """Every tensor, how often it occurs, and the formats of its layer."""
+        for layer, count in self.layer_groups():
+            if not layer.repeated:
+                formats = dict(layer.formats)
+                for w in layer.weights(self.hidden_size):
+                    yield w, count, formats
+        if self.final_norm is not None:
+            yield vector("final_norm", NORM_VECTORS[self.final_norm] * self.hidden_size), 1, {}
+        for w in self.other:
+            yield w, 1, {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """A language model, spelt as in its ``config.json``.
+
+    ``text`` are the layers that the tokens of a request pass; ``encoder`` those that its prompt
+    passes first, in an encoder-decoder. ``has_head``: logits over the vocabulary are computed.
+    ``embedding_size`` is the width of the embedding table where it differs from the layers'.
+    ``mtp`` are layers that predict further tokens (DeepSeek V3): stored by the checkpoint, run
+    only where an engine speculates with them, and counted in no total.
+    """
+
+    name: str
+    model_type: str
+    vocab_size: int
+    tie_word_embeddings: bool
+    text: Stack
+    encoder: Stack | None = None
+    has_head: bool = True
+    lm_head_bias: bool = False
+    embedding_size: int | None = None
+    final_logit_softcapping: float | None = None
+    max_position_embeddings: int | None = None
+    mtp: Stack | None = None
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the text layers."""
+        return self.text.hidden_size
+
+    @property
+    def layers(self) -> tuple[LayerSpec, ...]:
+        """The text layers."""
+        return self.text.layers
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of text layers."""
+        return len(self.layers)
+
+    @property
+    def kind(self) -> Kind:
+        """Whether the model generates, reads, or reads with one stack and generates with another."""
+        if self.encoder is not None:
+            return "encoder-decoder"
+        return "decoder" if self.has_head else "encoder"
+
+    @property
+    def regime(self) -> Literal["dense", "moe"]:
+        """Which accuracy figures apply: whether any layer routes to experts."""
+        return "moe" if any(layer.find(Moe) for layer in self.layers) else "dense"
+
+    def layer_groups(self) -> tuple[tuple[LayerSpec, int], ...]:
+        """Distinct text layers, in order of first appearance, with how often each occurs."""
+        return self.text.layer_groups()
+
     @property
     def embedding_param_count(self) -> int:
         """Parameters of the token embedding table."""
-        return self.vocab_size * self.hidden_size
+        return self.vocab_size * (self.embedding_size or self.hidden_size)
 
     @property
     def param_count(self) -> int:
-        """All parameters of the text decoder; tied embeddings count once."""
-        head = 0 if self.tie_word_embeddings else self.embedding_param_count
-        head += self.vocab_size if self.lm_head_bias else 0
-        return self.embedding_param_count + head + self._layer_params(active=False)
+        """All parameters; tied embeddings and repeated layers count once."""
+        return sum(count * w.params for w, count, _ in self._weights())
 
     @property
     def active_param_count(self) -> int:
@@ -180,64 +178,90 @@ class ModelSpec:
         multiplies nothing), nor are the experts that the router does not choose. Model cards that
         count the table too ("A3B") give a larger number by vocab_size x hidden_size.
         """
-        head = self.embedding_param_count + (self.vocab_size if self.lm_head_bias else 0)
-        return head + self._layer_params(active=True)
+        head = self.embedding_param_count if self.has_head and self.tie_word_embeddings else 0
+        return head + sum(count * w.active_params for w, count, _ in self._weights())
 
     def weight_bytes(self, *, dtype: str = "bfloat16", quantization: str | None = None) -> float:
         """Bytes of all weights as an engine keeps them in GPU memory.
 
         ``quantization="fp8"`` stores the projections and the experts in one byte (their scales,
         one for each matrix, are neglected); embeddings, LM head, norms, router and biases keep
-        ``dtype``. Experts that the checkpoint stores quantised keep that form.
+        ``dtype``. What the checkpoint itself stores narrower keeps that form.
         """
-        wide = DTYPE_BYTES[dtype]
-        saved = 0.0
-        for layer, count in self.layer_groups():
-            linear, expert = linear_dtypes(layer, dtype=dtype, quantization=quantization)
-            matrices = layer.linear_param_count(self.hidden_size) - self._bias_params(layer)
-            saved += count * matrices * (wide - DTYPE_BYTES[linear])
-            saved += count * self._expert_matrix_params(layer) * (wide - DTYPE_BYTES[expert])
-        return self.param_count * wide - saved
+        online = quantized(self, quantization)
+        return sum(
+            count * w.params * DTYPE_BYTES[formats.get(w.name) or _online(w, online) or dtype]
+            for w, count, formats in self._weights()
+        )
 
     def kv_bytes_per_token(self, *, dtype: str = "bfloat16") -> float:
-        """Bytes that one token adds to the KV cache over all layers, before any window is full."""
+        """Bytes that one token adds to the KV cache over all layers, before any window is full.
+
+        Of an encoder-decoder: one generated token. What the prompt leaves for cross attention is
+        ``cross_bytes_per_token``.
+        """
+        return self._cache(DTYPE_BYTES[dtype], cross=False)
+
+    def cross_bytes_per_token(self, *, dtype: str = "bfloat16") -> float:
+        """Bytes that one token of the prompt leaves in the caches of cross attention."""
+        return self._cache(DTYPE_BYTES[dtype], cross=True)
+
+    def state_bytes(self, *, dtype: str = "bfloat16") -> float:
+        """Bytes that a sequence takes in recurrent and convolution states, however long it is."""
+        wide = DTYPE_BYTES[dtype]
         groups = self.layer_groups()
-        return sum(n * g.attention.kv_bytes_per_token(DTYPE_BYTES[dtype]) for g, n in groups)
+        return sum(n * b.state_bytes(wide) for layer, n in groups for b in layer.blocks)
 
-    def _layer_params(self, *, active: bool) -> int:
-        """Parameters of all layers and of the final norm."""
-        h = self.hidden_size
-        total = NORM_VECTORS[self.layers[0].norm] * h
-        for layer, count in self.layer_groups():
-            dense = layer.linear_param_count(h) + layer.router_param_count(h)
-            experts = layer.expert_param_count(h, active=active)
-            total += count * (dense + experts + layer.vector_param_count(h))
-        return total
+    def _cache(self, element_bytes: float, *, cross: bool) -> float:
+        return sum(
+            n * b.kv_bytes_per_token(element_bytes)
+            for layer, n in self.layer_groups()
+            for b in layer.blocks
+            if isinstance(b, CrossAttention) == cross
+        )
 
-    def _bias_params(self, layer: LayerSpec) -> int:
-        """Biases among ``linear_param_count``."""
-        a, block = layer.attention, layer.feed_forward
-        count = (a.qkv_size if a.qkv_bias else 0) + (self.hidden_size if a.o_bias else 0)
-        mlp = block if isinstance(block, Mlp) else block.shared_expert
-        return count + (mlp.up_size + self.hidden_size if mlp is not None and mlp.bias else 0)
-
-    def _expert_matrix_params(self, layer: LayerSpec) -> int:
-        """Parameters of the matrices of all routed experts, without their biases."""
-        moe = layer.feed_forward
-        if not isinstance(moe, Moe):
-            return 0
-        return moe.num_experts * 3 * self.hidden_size * moe.moe_intermediate_size
+    def _weights(self) -> Iterator[tuple[Weight, int, Mapping[str, str]]]:
+        yield table("embedding", self.embedding_param_count), 1, {}
+        if self.has_head and not self.tie_word_embeddings:
+            # Not a projection to quantise: engines keep the head in 16 bits.
+            yield vector("lm_head", self.embedding_param_count), 1, {}
+        if self.lm_head_bias:
+            yield vector("lm_head.bias", self.vocab_size), 1, {}
+        yield from self.text.weights()
+        if self.encoder is not None:
+            yield from self.encoder.weights()
 
 
-def linear_dtypes(layer: LayerSpec, *, dtype: str, quantization: str | None) -> tuple[str, str]:
-    """Storage dtype of (projections, routed experts) of a layer under a ``quantization``."""
-    stored = layer.feed_forward.expert_dtype if isinstance(layer.feed_forward, Moe) else None
-    if quantization in (None, stored):
-        return dtype, stored or dtype
-    if quantization == "fp8" and stored is None:
-        return "fp8", "fp8"
-    reason = f"the checkpoint is already {stored}" if stored else "known: fp8"
+def quantized(model: ModelSpec, quantization: str | None) -> str | None:
+    """Format that ``--quantization`` gives projections and experts; None leaves them as they are.
+
+    Raises:
+        InputError: it is not known, or the checkpoint is stored in another format already.
+    """
+    if quantization is None:
+        return None
+    stored = sorted({f for layer in model.layers for _, f in layer.formats})
+    if quantization in stored:
+        return None
+    if quantization == "fp8" and not stored:
+        return "fp8"
+    reason = f"the checkpoint is already {' and '.join(stored)}" if stored else "known: fp8"
     raise InputError(f"quantization '{quantization}' is not supported for this model ({reason})")
+
+
+def layer_formats(
+    layer: LayerSpec, hidden_size: int, online: str | None
+) -> tuple[tuple[str, str], ...]:
+    """Formats of a layer's weights by name, those of ``quantized`` included."""
+    if online is None:
+        return layer.formats
+    narrow = (w.name for w in layer.weights(hidden_size) if _online(w, online))
+    return tuple((name, online) for name in narrow)
+
+
+def _online(weight: Weight, online: str | None) -> str | None:
+    """Format of a weight under an engine's own quantisation; None where it stays wide."""
+    return None if weight.role == "plain" else online
 
 
 def model_from_config(config: Mapping[str, object], name: str) -> tuple[ModelSpec, list[str]]:

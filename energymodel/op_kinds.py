@@ -4,12 +4,13 @@ One function for each shape of call; conventions of FLOP and bytes are those of 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
-from energymodel.model import DTYPE_BYTES
-from energymodel.steps import Floats, Steps
+from energymodel.dtypes import DTYPE_BYTES, WIDE, arithmetic, input_bytes
+from energymodel.steps import Floats, Ints, Steps
 
 Shape = Mapping[str, Floats | float]
 
@@ -19,8 +20,10 @@ class Op:
     """One kind of call in a step; ``count`` identical ones. Arrays have shape [n_steps].
 
     ``kind`` says which timing law holds, ``component`` to what the energy is attributed, ``dtype``
-    in what the arithmetic runs. ``flop`` and ``hbm_bytes`` are of one call; ``weight_bytes`` is the
-    part of ``hbm_bytes`` that are weights or cached keys and values. ``shape`` by kind:
+    in what the arithmetic runs, ``stored`` in what weights or cached values are kept. ``flop`` and
+    ``hbm_bytes`` are of one call; ``weight_bytes`` is the part of ``hbm_bytes`` that are weights or
+    cached keys and values. ``stands_for`` names what really runs where no law of its own exists
+    and that of ``kind`` is borrowed. ``shape`` by kind:
 
     - gemm: ``m`` rows, ``n`` outputs, ``k`` inputs, ``weight_element_bytes``
     - moe: ``tokens``, ``hidden_size``, ``intermediate_size``, ``num_experts``, ``top_k``,
@@ -30,6 +33,8 @@ class Op:
       ``head_dim``, ``window`` (infinite without one), ``kv_element_bytes``
     - decode_attention: ``num_seqs``, ``kv_tokens``, ``block_tokens`` (keys in whole blocks),
       ``heads``, ``kv_heads``, ``head_dim``, ``window``, ``kv_element_bytes``
+    - mla_*, scan_*, linear_attention_*: ``blocks`` (pieces that run independently of each other),
+      ``steps`` (that follow one another), ``flop``, ``bytes``
     - elementwise, gather, sampling: ``rows``, ``width``, ``bytes`` (as ``hbm_bytes``)
     """
 
@@ -37,16 +42,28 @@ class Op:
     kind: str
     component: str
     dtype: str
+    stored: str
     count: int
     flop: Floats
     hbm_bytes: Floats
     weight_bytes: Floats
     shape: Shape
+    stands_for: str = ""
+
+    @property
+    def law(self) -> str:
+        """Name under which a profile holds the operation: its kind, and the format if narrow."""
+        return self.kind if self.stored in WIDE else f"{self.kind}.{self.stored}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """What every operation of a lowering needs; arrays have shape [n_steps]."""
+    """What every operation of a lowering needs; arrays have shape [n_steps].
+
+    ``prompt_tokens`` are the input tokens of a request of each bin. ``count``, ``formats`` (of
+    weights that are not wide, by name) and ``norm_vectors`` (of one normalisation) are those of
+    the layer that is being lowered.
+    """
 
     steps: Steps
     hidden_size: int
@@ -54,74 +71,118 @@ class Context:
     kv_element_bytes: float
     tokens: Floats
     sampled: Floats
+    prompt_tokens: Ints
+    count: int = 1
+    formats: tuple[tuple[str, str], ...] = ()
+    norm_vectors: int = 1
 
     @property
     def wide(self) -> float:
         """Bytes of one activation."""
         return DTYPE_BYTES[self.dtype]
 
+    @property
+    def kv_stored(self) -> str:
+        """Format of cached keys and values."""
+        return self.dtype if self.kv_element_bytes == self.wide else "fp8"
+
+    def stored(self, name: str) -> str:
+        """Format that the weight called ``name`` is stored in."""
+        return dict(self.formats).get(name, self.dtype)
+
+    def within(
+        self, *, count: int, formats: tuple[tuple[str, str], ...], norm_vectors: int
+    ) -> Self:
+        """The same steps inside ``count`` layers of one kind."""
+        return replace(self, count=count, formats=formats, norm_vectors=norm_vectors)
+
 
 def linear(
     ctx: Context,
     name: str,
     component: str,
-    count: int,
-    dtype: str,
     *,
     n: int,
     k: int,
     bias: bool = False,
     rows: Floats | None = None,
+    stands_for: str = "",
 ) -> list[Op]:
-    """[m, k] x [k, n] with m = ``rows`` (all tokens if None), after its quantisation in fp8."""
+    """[m, k] x [k, n] with m = ``rows`` (all tokens if None), after the quantisation of its input."""
     m = ctx.tokens if rows is None else rows
-    weights = n * k * DTYPE_BYTES[dtype] + (n * ctx.wide if bias else 0)
-    row_bytes = k * DTYPE_BYTES[dtype] + n * ctx.wide
+    stored = ctx.stored(name)
+    weights = n * k * DTYPE_BYTES[stored] + (n * ctx.wide if bias else 0)
+    entering = input_bytes(stored, ctx.wide)
+    row_bytes = k * entering + n * ctx.wide
     gemm = Op(
         name=name,
         kind="gemm",
         component=component,
-        dtype=dtype,
-        count=count,
+        dtype=arithmetic(stored, ctx.dtype),
+        stored=stored,
+        count=ctx.count,
         flop=2.0 * n * k * m,
         hbm_bytes=np.where(m > 0, weights, 0.0) + m * row_bytes,
         weight_bytes=np.where(m > 0, weights, 0.0),
-        shape={"m": m, "n": float(n), "k": float(k), "weight_element_bytes": DTYPE_BYTES[dtype]},
+        shape={
+            "m": m,
+            "n": float(n),
+            "k": float(k),
+            "weight_element_bytes": DTYPE_BYTES[stored],
+            "input_element_bytes": entering,
+        },
+        stands_for=stands_for,
     )
-    if dtype != "fp8":
+    if entering == ctx.wide:
         return [gemm]
-    return [quantise(ctx, f"{name}_quant", component, count, width=k), gemm]
+    return [quantise(ctx, f"{name}_quant", component, width=k, narrow=entering, rows=rows), gemm]
 
 
-def quantise(ctx: Context, name: str, component: str, count: int, *, width: int) -> Op:
-    """Dynamic activation quantisation: reads 16 bits, writes 8; the scales are neglected."""
-    row_bytes = width * (ctx.wide + DTYPE_BYTES["fp8"])
-    return elementwise(ctx, name, component, count, width=width, row_bytes=row_bytes)
+def quantise(
+    ctx: Context,
+    name: str,
+    component: str,
+    *,
+    width: int,
+    narrow: float,
+    rows: Floats | None = None,
+) -> Op:
+    """Dynamic activation quantisation: reads 16 bits, writes ``narrow`` bytes a value."""
+    row_bytes = width * (ctx.wide + narrow)
+    return elementwise(ctx, name, component, width=width, row_bytes=row_bytes, rows=rows)
 
 
 def normalise(
-    ctx: Context, name: str, count: int, *, tensors: int, weights: int, width: int | None = None
+    ctx: Context,
+    name: str,
+    *,
+    tensors: int,
+    weights: int | None = None,
+    width: int | None = None,
+    rows: Floats | None = None,
 ) -> Op:
-    """A normalisation that moves ``tensors`` activations of ``width``, and its learnt vectors."""
+    """A normalisation that moves ``tensors`` activations of ``width``, and its learnt vectors.
+
+    ``weights`` are the values of those vectors: as many as the layer's norm has unless given.
+    """
     width = ctx.hidden_size if width is None else width
     row_bytes = tensors * width * ctx.wide
-    fixed = weights * ctx.wide
-    return elementwise(ctx, name, "norm", count, width=width, row_bytes=row_bytes, fixed=fixed)
+    fixed = (ctx.norm_vectors * width if weights is None else weights) * ctx.wide
+    return elementwise(ctx, name, "norm", width=width, row_bytes=row_bytes, fixed=fixed, rows=rows)
 
 
 def in_place(
-    ctx: Context, name: str, component: str, count: int, *, width: int, rows: Floats | None = None
+    ctx: Context, name: str, component: str, *, width: int, rows: Floats | None = None
 ) -> Op:
     """A call that reads and rewrites ``width`` values of each row."""
     row_bytes = 2 * width * ctx.wide
-    return elementwise(ctx, name, component, count, width=width, row_bytes=row_bytes, rows=rows)
+    return elementwise(ctx, name, component, width=width, row_bytes=row_bytes, rows=rows)
 
 
 def elementwise(
     ctx: Context,
     name: str,
     component: str,
-    count: int,
     *,
     width: int,
     row_bytes: float,
@@ -137,7 +198,8 @@ def elementwise(
         kind=kind,
         component=component,
         dtype=ctx.dtype,
-        count=count,
+        stored=ctx.dtype,
+        count=ctx.count,
         flop=np.zeros_like(m),
         hbm_bytes=hbm_bytes,
         weight_bytes=np.zeros_like(m),

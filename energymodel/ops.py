@@ -1,31 +1,27 @@
 """Engine steps to operations: what runs, how often, how many FLOP, how many bytes.
 
 ``lower`` walks once through the model in the order of execution and describes every call that the
-vLLM engine makes in a step, for all steps at once. Conventions:
+engine makes in a step, for all steps at once. Conventions:
 
 - ``flop``: matrix products only, a multiply-add is 2, biases and softmax 0 (as torch counts them).
 - ``hbm_bytes``: compulsory traffic of one call. Weights are read once, activations are read and
   written once; what one call writes and the next reads is counted in both. A call on no rows does
   not happen: it has 0 FLOP and 0 bytes.
 - Rows of the LM head are the sampled ones: decoding sequences and chunks that complete a prompt.
-- ``quantization="fp8"``: weights of projections and experts take 1 byte, their inputs are quantised
-  by an elementwise call just before; norms, embeddings, router and LM head keep 16 bits.
+- Narrow formats: weights of projections and experts take what the format takes; where it narrows
+  the arithmetic too (fp8, int8), inputs are quantised by an elementwise call just before. Norms,
+  embeddings, router and LM head keep 16 bits.
+- Of an encoder-decoder the prompt passes the encoder; the decoder starts from one token.
 """
+
+from dataclasses import replace
 
 import numpy as np
 
-from energymodel.attention import SoftmaxAttention
 from energymodel.deployment import Deployment
+from energymodel.dtypes import DTYPE_BYTES
 from energymodel.errors import InputError
-from energymodel.model import (
-    DTYPE_BYTES,
-    NORM_VECTORS,
-    LayerSpec,
-    Mlp,
-    ModelSpec,
-    Moe,
-    linear_dtypes,
-)
+from energymodel.model import NORM_VECTORS, LayerSpec, ModelSpec, Stack, layer_formats, quantized
 from energymodel.op_kinds import (
     Context,
     Op,
@@ -34,23 +30,35 @@ from energymodel.op_kinds import (
     in_place,
     linear,
     normalise,
-    quantise,
 )
-from energymodel.steps import Floats, Steps
+from energymodel.steps import Chunks, Decodes, Ints, Steps
 
 __all__ = ["Op", "Shape", "lower"]
 
-
-def lower(model: ModelSpec, deployment: Deployment, steps: Steps) -> tuple[Op, ...]:
-    """Every call of a step of ``model``, in order; like layers are merged through ``count``."""
-    ctx = _context(model, deployment, steps)
-    ops = [_embedding(ctx)]
-    for layer, count in model.layer_groups():
-        ops += _layer(ctx, layer, count, deployment.quantization)
-    return (*ops, *_head(ctx, model))
+NO_PROMPTS: Ints = np.zeros(0, dtype=np.int64)
 
 
-def _context(model: ModelSpec, deployment: Deployment, steps: Steps) -> Context:
+def lower(
+    model: ModelSpec, deployment: Deployment, steps: Steps, prompt_tokens: Ints = NO_PROMPTS
+) -> tuple[Op, ...]:
+    """Every call of a step of ``model``, in order; like layers are merged through ``count``.
+
+    ``prompt_tokens``: input tokens of a request of each bin, which cross attention needs.
+    """
+    ctx = _context(model, deployment, steps, prompt_tokens)
+    online = quantized(model, deployment.quantization)
+    ops: list[Op] = []
+    if model.encoder is not None:
+        reading = _of_stack(ctx, model.encoder, _prompts(steps))
+        ops += [_embedding(reading, model), *_stack(reading, model.encoder, online, head=False)]
+        ctx = _of_stack(ctx, model.text, _generation(steps, prompt_tokens))
+    ops += [_embedding(ctx, model), *_stack(ctx, model.text, online, head=model.has_head)]
+    return (*ops, *(_head(ctx, model) if model.has_head else []))
+
+
+def _context(
+    model: ModelSpec, deployment: Deployment, steps: Steps, prompt_tokens: Ints
+) -> Context:
     for flag in ("tensor_parallel_size", "pipeline_parallel_size"):
         if getattr(deployment, flag) != 1:
             raise InputError(f"{flag} must be 1: models split over GPUs are not supported yet")
@@ -65,6 +73,7 @@ def _context(model: ModelSpec, deployment: Deployment, steps: Steps) -> Context:
         kv_element_bytes=_kv_element_bytes(deployment.kv_cache_dtype, dtype),
         tokens=steps.sum_chunks(steps.chunks.tokens) + decodes,
         sampled=steps.sum_chunks(steps.chunks.last) + decodes,
+        prompt_tokens=prompt_tokens,
     )
 
 
@@ -79,265 +88,136 @@ def _kv_element_bytes(kv_cache_dtype: str, dtype: str) -> float:
     return DTYPE_BYTES[name]
 
 
+# --- encoder-decoders -----------------------------------------------------------------------------
+
+
+def _of_stack(ctx: Context, stack: Stack, steps: Steps) -> Context:
+    """The context of another stack, on other steps."""
+    decodes = steps.decoding
+    return replace(
+        ctx,
+        steps=steps,
+        hidden_size=stack.hidden_size,
+        tokens=steps.sum_chunks(steps.chunks.tokens) + decodes,
+        sampled=steps.sum_chunks(steps.chunks.last) + decodes,
+    )
+
+
+def _prompts(steps: Steps) -> Steps:
+    """What an encoder sees: the prompts, and nothing that decodes."""
+    nothing = np.zeros(0, dtype=np.int64)
+    decodes = Decodes(step=nothing, context=nothing.astype(float), count=nothing, bin=nothing)
+    return replace(steps, decodes=decodes)
+
+
+def _generation(steps: Steps, prompt_tokens: Ints) -> Steps:
+    """What the decoder sees: one start token for each complete prompt, then what it generates."""
+    chunks, decodes = steps.chunks, steps.decodes
+    kept = chunks.last > 0
+    starts = Chunks(
+        step=chunks.step[kept],
+        tokens=np.ones_like(chunks.tokens[kept]),
+        context=np.zeros_like(chunks.context[kept]),
+        count=chunks.count[kept],
+        last=chunks.last[kept],
+        bin=chunks.bin[kept],
+    )
+    # The cache holds the start token where the decoder-only one holds the prompt.
+    generated = decodes.context - prompt_tokens[decodes.bin] + 1.0
+    return replace(steps, chunks=starts, decodes=replace(decodes, context=generated))
+
+
 # --- layers ---------------------------------------------------------------------------------------
 
 
-def _layer(ctx: Context, layer: LayerSpec, count: int, quantization: str | None) -> list[Op]:
-    projections, expert = linear_dtypes(layer, dtype=ctx.dtype, quantization=quantization)
-    before_attention, after_attention, before_mlp, after_mlp = _norms(ctx, layer, count)
-    return [
-        *before_attention,
-        *_attention_block(ctx, layer, count, projections),
-        *after_attention,
-        *before_mlp,
-        *_feed_forward(ctx, layer.feed_forward, count, projections, expert),
-        *after_mlp,
-    ]
+def _stack(ctx: Context, stack: Stack, online: str | None, *, head: bool) -> list[Op]:
+    """All layers and the normalisation behind the last."""
+    ops: list[Op] = []
+    for layer, count in stack.layer_groups():
+        formats = layer_formats(layer, stack.hidden_size, online)
+        ops += _layer(
+            ctx.within(count=count, formats=formats, norm_vectors=layer.norm_vectors), layer
+        )
+    if stack.final_norm is None:
+        return ops
+    # Where layers carry the residual apart, the last sum is fused into this norm.
+    tensors = 4 if head and stack.layers[-1].layout in ("pre", "sandwich") else 2
+    weights = NORM_VECTORS[stack.final_norm] * stack.hidden_size
+    return [*ops, normalise(ctx, "final_norm", tensors=tensors, weights=weights)]
 
 
-def _norms(ctx: Context, layer: LayerSpec, count: int) -> tuple[list[Op], ...]:
-    """Normalisations and residual sums, as (before attention, after it, before the MLP, after it).
+def _layer(ctx: Context, layer: LayerSpec) -> list[Op]:
+    if layer.layout in ("parallel", "parallel_two"):
+        norms = [_norm(ctx, name, 2) for name in _names(layer)[: layer.norms]]
+        blocks = [op for block in layer.blocks for op in block.operations(ctx)]
+        return [*norms, *blocks, _residual(ctx, len(layer.blocks) + 2)]
+    ops: list[Op] = []
+    for block, name in zip(layer.blocks, _names(layer), strict=True):
+        before, after = _around(ctx, layer, name)
+        ops += [*before, *block.operations(ctx), *after]
+    return ops
 
-    A normalisation that also adds the residual reads two tensors and writes two ("fused"). The
-    first one of a model has no residual to add; it is counted like the others.
+
+def _names(layer: LayerSpec) -> list[str]:
+    """What the normalisations that belong to the blocks of a layer are called."""
+    first = "post_attention_norm" if layer.layout in ("post", "post_sum") else "input_norm"
+    second = {
+        "pre": "post_attention_norm",
+        "post": "post_feedforward_norm",
+        "post_sum": "post_feedforward_norm",
+    }.get(layer.layout, "pre_feedforward_norm")
+    middle = [f"norm_{i}" for i in range(1, len(layer.blocks) - 1)]
+    return [first, *middle, second][: len(layer.blocks)]
+
+
+def _around(ctx: Context, layer: LayerSpec, name: str) -> tuple[list[Op], list[Op]]:
+    """Normalisations and residual sums (before a block, after it).
+
+    A normalisation that also adds the residual reads two tensors and writes two. The first one of
+    a model has no residual to add; it is counted like the others.
     """
-
-    def norm(name: str, *, fused: bool) -> Op:
-        vectors = NORM_VECTORS[layer.norm] * ctx.hidden_size
-        tensors = 4 if fused else 2
-        return normalise(ctx, name, count, tensors=tensors, weights=vectors)
-
-    def residual(tensors: int) -> Op:
-        """One sum: reads all but one of ``tensors``, writes one."""
-        width = ctx.hidden_size
-        per_row = tensors * width * ctx.wide
-        return elementwise(ctx, "residual_add", "norm", count, width=width, row_bytes=per_row)
-
     if layer.layout == "pre":
-        attention, mlp = norm("input_norm", fused=True), norm("post_attention_norm", fused=True)
-        return [attention], [], [mlp], []
+        return [_norm(ctx, name, 4)], []
     if layer.layout == "post":
-        attention = norm("post_attention_norm", fused=False)
-        mlp = norm("post_feedforward_norm", fused=False)
-        return [], [attention, residual(3)], [], [mlp, residual(3)]
-    if layer.layout == "sandwich":
-        attention = norm("input_norm", fused=True)
-        after = norm("post_attention_norm", fused=False)
-        mlp = norm("pre_feedforward_norm", fused=True)
-        return [attention], [after], [mlp], [norm("post_feedforward_norm", fused=False)]
-    return [norm("input_norm", fused=False)], [], [], [residual(4)]
+        return [], [_norm(ctx, name, 2), _residual(ctx, 3)]
+    if layer.layout == "post_sum":
+        return [], [_norm(ctx, name, 3)]
+    behind = "post_attention_norm" if name == "input_norm" else "post_feedforward_norm"
+    return [_norm(ctx, name, 4)], [_norm(ctx, behind, 2)]
 
 
-def _attention_block(ctx: Context, layer: LayerSpec, count: int, dtype: str) -> list[Op]:
-    a, h = layer.attention, ctx.hidden_size
-    projections = "attention_projections"
-    ops = linear(ctx, "qkv_proj", projections, count, dtype, n=a.qkv_size, k=h, bias=a.qkv_bias)
-    if a.clip_qkv:
-        ops.append(in_place(ctx, "clip_qkv", "attention", count, width=a.qkv_size))
-    if a.qk_norm is not None:
-        width = a.q_size + a.kv_size
-        weights = NORM_VECTORS[layer.norm] * (2 * a.head_dim if a.qk_norm == "head" else width)
-        ops.append(normalise(ctx, "qk_norm", count, width=width, tensors=2, weights=weights))
-    rotated = (a.num_attention_heads + a.num_key_value_heads) * a.rotary_dim
-    ops.append(in_place(ctx, "rotary", "attention", count, width=rotated))
-    ops.append(_kv_cache_write(ctx, a, count))
-    ops.append(_prefill_attention(ctx, a, count))
-    ops.append(_decode_attention(ctx, a, count))
-    ops += linear(ctx, "o_proj", projections, count, dtype, n=h, k=a.q_size, bias=a.o_bias)
-    return ops
+def _norm(ctx: Context, name: str, tensors: int) -> Op:
+    return normalise(ctx, name, tensors=tensors)
 
 
-def _kv_cache_write(ctx: Context, a: SoftmaxAttention, count: int) -> Op:
-    """Copy of the new keys and values into the cache, converted where the cache is narrower."""
-    width = a.kv_size
-    row_bytes = 2 * width * ctx.wide + a.kv_bytes_per_token(ctx.kv_element_bytes)
-    return elementwise(ctx, "kv_cache_write", "attention", count, width=width, row_bytes=row_bytes)
-
-
-def _prefill_attention(ctx: Context, a: SoftmaxAttention, count: int) -> Op:
-    """Attention of prompt chunks: reads queries and visible keys and values, writes outputs."""
-    steps, chunks = ctx.steps, ctx.steps.chunks
-    tokens = steps.sum_chunks(chunks.tokens)
-    pairs = steps.sum_chunks(a.chunk_pairs(chunks.tokens, chunks.context))
-    kv_tokens = steps.sum_chunks(a.chunk_kv_tokens(chunks.tokens, chunks.context))
-    max_chunk = np.zeros(steps.size)
-    np.maximum.at(max_chunk, chunks.step, np.where(chunks.count > 0, chunks.tokens, 0))
-    shape = _attention_shape(ctx, a, kv_tokens) | {
-        "tokens": tokens,
-        "pairs": pairs,
-        "num_seqs": steps.sum_chunks(np.ones_like(chunks.tokens)),
-        "max_chunk": max_chunk,
-    }
-    return Op(
-        name="attention_prefill",
-        kind="prefill_attention",
-        component="attention",
-        dtype=ctx.dtype,
-        count=count,
-        flop=a.flop(pairs),
-        hbm_bytes=_attention_bytes(ctx, a, tokens, kv_tokens),
-        weight_bytes=kv_tokens * a.kv_bytes_per_token(ctx.kv_element_bytes),
-        shape=shape,
-    )
-
-
-def _decode_attention(ctx: Context, a: SoftmaxAttention, count: int) -> Op:
-    """Attention of decoding sequences, one query each, over what the window leaves of the cache."""
-    steps, decodes = ctx.steps, ctx.steps.decodes
-    num_seqs = steps.decoding
-    kv_tokens = steps.sum_decodes(a.decode_kv_tokens(decodes.context))
-    span = steps.weight[decodes.step]
-    block_tokens = steps.sum_decodes(a.decode_block_tokens(decodes.context, span))
-    return Op(
-        name="attention_decode",
-        kind="decode_attention",
-        component="attention",
-        dtype=ctx.dtype,
-        count=count,
-        flop=a.flop(kv_tokens),
-        hbm_bytes=_attention_bytes(ctx, a, num_seqs, kv_tokens),
-        weight_bytes=kv_tokens * a.kv_bytes_per_token(ctx.kv_element_bytes),
-        shape=_attention_shape(ctx, a, kv_tokens)
-        | {"num_seqs": num_seqs, "block_tokens": block_tokens},
-    )
-
-
-def _attention_bytes(ctx: Context, a: SoftmaxAttention, rows: Floats, kv_tokens: Floats) -> Floats:
-    kv_bytes = kv_tokens * a.kv_bytes_per_token(ctx.kv_element_bytes)
-    return kv_bytes + rows * (2 * a.q_size * ctx.wide)
-
-
-def _attention_shape(
-    ctx: Context, a: SoftmaxAttention, kv_tokens: Floats
-) -> dict[str, Floats | float]:
-    return {
-        "kv_tokens": kv_tokens,
-        "heads": float(a.num_attention_heads),
-        "kv_heads": float(a.num_key_value_heads),
-        "head_dim": float(a.head_dim),
-        "window": float("inf") if a.sliding_window is None else float(a.sliding_window),
-        "kv_element_bytes": ctx.kv_element_bytes,
-    }
-
-
-def _feed_forward(ctx: Context, block: Mlp | Moe, count: int, dtype: str, expert: str) -> list[Op]:
-    if isinstance(block, Mlp):
-        return _mlp(ctx, block, count, dtype, component="mlp", prefix="")
-    return [*_shared_expert(ctx, block, count, dtype), *_experts(ctx, block, count, expert)]
-
-
-def _mlp(
-    ctx: Context, mlp: Mlp, count: int, dtype: str, *, component: str, prefix: str
-) -> list[Op]:
-    h, inner = ctx.hidden_size, mlp.intermediate_size
-    up = f"{prefix}gate_up_proj" if mlp.gated else f"{prefix}up_proj"
-    activation = elementwise(
-        ctx,
-        f"{prefix}activation",
-        component,
-        count,
-        width=inner,
-        row_bytes=(mlp.up_size + inner) * ctx.wide,
-    )
-    down = f"{prefix}down_proj"
-    return [
-        *linear(ctx, up, component, count, dtype, n=mlp.up_size, k=h, bias=mlp.bias),
-        activation,
-        *linear(ctx, down, component, count, dtype, n=h, k=inner, bias=mlp.bias),
-    ]
-
-
-def _shared_expert(ctx: Context, moe: Moe, count: int, dtype: str) -> list[Op]:
-    """The expert that every token visits; its sum with the routed ones reads two, writes one."""
-    if moe.shared_expert is None:
-        return []
-    h = ctx.hidden_size
-    ops = _mlp(ctx, moe.shared_expert, count, dtype, component="moe", prefix="shared_")
-    if moe.shared_expert_gate:
-        ops += linear(ctx, "shared_expert_gate", "moe", count, ctx.dtype, n=1, k=h)
-    add = elementwise(ctx, "shared_add", "moe", count, width=h, row_bytes=3 * h * ctx.wide)
-    return [*ops, add]
-
-
-def _experts(ctx: Context, moe: Moe, count: int, dtype: str) -> list[Op]:
-    h, inner, top_k = ctx.hidden_size, moe.moe_intermediate_size, moe.num_experts_per_tok
-    router = linear(
-        ctx, "router", "moe", count, ctx.dtype, n=moe.num_experts, k=h, bias=moe.router_bias
-    )
-    # Reads the router logits, writes a float32 weight and an int32 expert for each choice.
-    row_bytes = moe.num_experts * ctx.wide + top_k * 8
-    top = elementwise(ctx, "topk", "moe", count, width=moe.num_experts, row_bytes=row_bytes)
-    ops = [*router, top]
-    if dtype == "fp8":
-        ops.append(quantise(ctx, "experts_quant_input", "moe", count, width=h))
-        ops.append(quantise(ctx, "experts_quant_inner", "moe", count, width=top_k * inner))
-    ops.append(_fused_experts(ctx, moe, count, dtype))
-    return ops
-
-
-def _fused_experts(ctx: Context, moe: Moe, count: int, dtype: str) -> Op:
-    """Routed experts: gate-up product, activation, down product, weighted sum over the choices.
-
-    Under uniform routing n tokens touch E(1-(1-k/E)^n) of E experts, each of whose weights are read
-    once. The kernels in it pass intermediates through memory: k copies of 2I written and read, of I
-    written and read, of H written and read, beside the input and the output of H.
-    """
-    h, inner = ctx.hidden_size, moe.moe_intermediate_size
-    top_k, experts, n = moe.num_experts_per_tok, moe.num_experts, ctx.tokens
-    touched = experts * (1.0 - (1.0 - top_k / experts) ** n)
-    narrow = 1.0 if dtype == "fp8" else ctx.wide
-    matrices = 3 * h * inner
-    weights = matrices * DTYPE_BYTES[dtype]
-    weights += (moe.expert_param_count(h) - matrices) * ctx.wide  # biases
-    inner_bytes = 5 * inner * ctx.wide + inner * narrow
-    row_bytes = h * (narrow + ctx.wide) + top_k * (inner_bytes + 2 * h * ctx.wide)
-    return Op(
-        name="experts",
-        kind="moe",
-        component="moe",
-        # Four-bit weights are widened inside the kernel: the arithmetic stays in 16 bits.
-        dtype="fp8" if dtype == "fp8" else ctx.dtype,
-        count=count,
-        flop=2.0 * matrices * top_k * n,
-        hbm_bytes=touched * weights + n * row_bytes,
-        weight_bytes=touched * weights,
-        shape={
-            "tokens": n,
-            "hidden_size": float(h),
-            "intermediate_size": float(inner),
-            "num_experts": float(experts),
-            "top_k": float(top_k),
-            "experts_touched": touched,
-            "weight_element_bytes": DTYPE_BYTES[dtype],
-        },
+def _residual(ctx: Context, tensors: int) -> Op:
+    """One sum: reads all but one of ``tensors``, writes one."""
+    width = ctx.hidden_size
+    return elementwise(
+        ctx, "residual_add", "norm", width=width, row_bytes=tensors * width * ctx.wide
     )
 
 
 # --- ends of the model ----------------------------------------------------------------------------
 
 
-def _embedding(ctx: Context) -> Op:
+def _embedding(ctx: Context, model: ModelSpec) -> Op:
     """Look-up of one row of the table for each token."""
-    row_bytes = 2 * ctx.hidden_size * ctx.wide
+    width = model.embedding_size or ctx.hidden_size
+    row_bytes = 2 * width * ctx.wide
     return elementwise(
-        ctx, "embedding", "embedding", 1, width=ctx.hidden_size, row_bytes=row_bytes, kind="gather"
+        ctx, "embedding", "embedding", width=width, row_bytes=row_bytes, kind="gather"
     )
 
 
 def _head(ctx: Context, model: ModelSpec) -> list[Op]:
-    """Final norm on all tokens, then sampled rows only: gather, LM head, greedy sampling."""
+    """Sampled rows only: gather, LM head, greedy sampling."""
     h, vocabulary, rows = ctx.hidden_size, model.vocab_size, ctx.sampled
-    last = model.layers[-1]
-    vectors = NORM_VECTORS[last.norm] * h
-    # Where layers carry the residual apart, the last sum is fused into this norm.
-    tensors = 4 if last.layout in ("pre", "sandwich") else 2
     ops = [
-        normalise(ctx, "final_norm", 1, tensors=tensors, weights=vectors),
         elementwise(
             ctx,
             "sampled_rows",
             "lm_head",
-            1,
             width=h,
             row_bytes=2 * h * ctx.wide,
             rows=rows,
@@ -347,16 +227,14 @@ def _head(ctx: Context, model: ModelSpec) -> list[Op]:
             ctx,
             "lm_head",
             "lm_head",
-            1,
-            ctx.dtype,
             n=vocabulary,
-            k=h,
+            k=model.embedding_size or h,
             bias=model.lm_head_bias,
             rows=rows,
         ),
     ]
     if model.final_logit_softcapping is not None:
-        ops.append(in_place(ctx, "logit_softcap", "lm_head", 1, width=vocabulary, rows=rows))
+        ops.append(in_place(ctx, "logit_softcap", "lm_head", width=vocabulary, rows=rows))
     # Logits are read once, written as float32, and read again for the maximum.
     row_bytes = vocabulary * (ctx.wide + 4 + 4)
     ops.append(
@@ -364,7 +242,6 @@ def _head(ctx: Context, model: ModelSpec) -> list[Op]:
             ctx,
             "sampling",
             "sampling",
-            1,
             width=vocabulary,
             row_bytes=row_bytes,
             rows=rows,

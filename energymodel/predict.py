@@ -20,7 +20,6 @@ from energymodel.vllm_engine import EngineTime, engine_time, kv_capacity_tokens,
 from energymodel.workload import Workload
 
 INTERVAL_LEVEL = 0.9
-DTYPES = ("auto", "bfloat16", "float16")
 # A step counts as power limited when its clock is this far below the maximum.
 LIMITED_BELOW = 0.995
 # The temperature follows the mean power and the static power follows the temperature; the second
@@ -76,12 +75,6 @@ def check(deployment: Deployment, profile: Profile) -> None:
     """Refuse what the profile cannot answer."""
     if deployment.engine not in ENGINES:
         raise InputError(f"engine '{deployment.engine}' is not one of: {', '.join(ENGINES)}.")
-    dtypes = (deployment.dtype, deployment.kv_cache_dtype)
-    if deployment.quantization is not None or not set(dtypes) <= set(DTYPES):
-        raise InputError(
-            f"profile '{profile.name}' was calibrated in bfloat16 only: leave out quantization, "
-            f"and let dtype and kv_cache_dtype be one of {', '.join(DTYPES)}."
-        )
     gpu, limit_w = profile.gpu, deployment.power_limit_w
     if limit_w is not None and not gpu.min_power_limit_w <= limit_w <= gpu.power_limit_w:
         raise InputError(
@@ -121,7 +114,7 @@ def demand(model: ModelSpec, deployment: Deployment, steps: Steps, profile: Prof
     times = op_times(ops, profile, lambda rows: padded(rows, deployment))
     core, hbm = [], []
     for op, time in zip(ops, times, strict=True):
-        estimates = profile.operations[op.kind].energy
+        estimates = profile.operation(op.law).energy
         energy = {name: estimate.value for name, estimate in estimates.items()}
         row_bytes, l2_bytes = op.hbm_bytes - op.weight_bytes, profile.gpu.l2_bytes
         weights, rows, hbm_bytes = traffic(op.kind, op.shape, op.weight_bytes, row_bytes, l2_bytes)

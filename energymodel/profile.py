@@ -152,6 +152,38 @@ class Profile:
     accuracy: Accuracy
     provenance: Mapping[str, Any]
 
+    def calibrated_as(self, law: str) -> str:
+        """The calibrated operation that ``law`` is predicted with: itself, or the nearest.
+
+        Raises:
+            InputError: nothing like it was calibrated.
+        """
+        name = law
+        while name not in self.operations:
+            nearest = STAND_INS.get(name, kind_of(name))
+            if nearest == name:
+                raise InputError(
+                    f"profile '{self.name}' has no calibration of {law}; calibrate it with "
+                    "`energymodel calibrate --grid wide`."
+                )
+            name = nearest
+        return name
+
+    def operation(self, law: str) -> OperationProfile:
+        """Coefficients for ``law``; see ``calibrated_as``."""
+        return self.operations[self.calibrated_as(law)]
+
+
+STAND_INS: Mapping[str, str] = {
+    "gemm.mxfp4": "gemm.int4",
+    "gemm.nf4": "gemm.int4",
+    "gemm.fp8_block": "gemm.fp8",
+    "gemm.int8": "gemm.fp8",
+    "moe.fp8_block": "moe.fp8",
+    "moe.int8": "moe.fp8",
+}
+"""What is predicted with the coefficients of what else, where a profile lacks it; then its kind."""
+
 
 def available() -> tuple[str, ...]:
     """Names of the shipped profiles; each is the name of its GPU."""

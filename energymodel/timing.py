@@ -8,7 +8,6 @@ import numpy as np
 
 from energymodel import laws
 from energymodel.laws import Shapes, Timed
-from energymodel.model import DTYPE_BYTES
 from energymodel.ops import Op
 from energymodel.profile import OperationProfile, Profile, StoredKriging
 from energymodel.steps import Floats
@@ -36,7 +35,7 @@ def op_times(
     ops: Sequence[Op], profile: Profile, padded: Callable[[Floats], Floats]
 ) -> list[OpTime]:
     """Time of one call of each operation; ``padded`` maps rows to what the engine really runs."""
-    return [_op_time(op, profile.operations[op.kind], padded) for op in ops]
+    return [_op_time(op, profile.operation(op.law), padded) for op in ops]
 
 
 def _op_time(op: Op, calibrated: OperationProfile, padded: Callable[[Floats], Floats]) -> OpTime:
@@ -62,8 +61,6 @@ def law_shapes(op: Op, padded: Callable[[Floats], Floats]) -> dict[str, Floats]:
         if op.component != "lm_head":
             shapes["m"] = padded(shapes["m"])
         shapes["weight_bytes"] = shapes["n"] * shapes["k"] * shapes["weight_element_bytes"]
-        # Inputs come in the format of the arithmetic, outputs are 16 bits wide.
-        shapes["input_element_bytes"] = np.asarray(DTYPE_BYTES[op.dtype])
         shapes["output_element_bytes"] = np.asarray(OUTPUT_BYTES)
     elif op.kind == "moe":
         shapes["tokens"] = padded(shapes["tokens"])

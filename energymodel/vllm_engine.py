@@ -13,10 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from energymodel.blocks import Block, Mlp, Moe
 from energymodel.deployment import Deployment
+from energymodel.dtypes import DTYPE_BYTES
 from energymodel.errors import InputError
 from energymodel.hardware import GpuSpec
-from energymodel.model import DTYPE_BYTES, Mlp, ModelSpec, Moe
+from energymodel.model import ModelSpec
 from energymodel.profile import Profile
 from energymodel.steps import Floats, Steps
 from energymodel.workload import Workload
@@ -76,12 +78,12 @@ def launches(model: ModelSpec, deployment: Deployment, steps: Steps) -> Launches
     decodes = steps.decoding
     prompt = steps.sum_chunks(steps.chunks.tokens)
     eager = prompt + decodes > largest_graph(deployment)
-    blocks = [layer.feed_forward for layer in model.layers]
-    moes = [block for block in blocks if isinstance(block, Moe)]
-    shared = sum(block.shared_expert is not None for block in moes)
+    layers = float(model.num_hidden_layers)
+    moes = [moe for layer in model.layers if (moe := layer.find(Moe)) is not None]
+    shared = sum(moe.shared_expert is not None for moe in moes)
     return Launches(
-        graph_layers=np.where(~eager & (prompt > 0), float(len(blocks)), 0.0),
-        layers=np.where(eager, float(len(blocks)), 0.0),
+        graph_layers=np.where(~eager & (prompt > 0), layers, 0.0),
+        layers=np.where(eager, layers, 0.0),
         experts=np.where(eager, float(len(moes)), 0.0),
         shared_experts=np.where(eager, float(shared), 0.0),
         tokens=np.where(eager | (prompt > 0), prompt + decodes, 0.0),
@@ -140,15 +142,18 @@ def kv_capacity_tokens(model: ModelSpec, deployment: Deployment, gpu: GpuSpec) -
 def _activation_bytes(model: ModelSpec, deployment: Deployment) -> float:
     """Peak activations of the largest step: the widest block, the residual, float32 logits."""
     wide = DTYPE_BYTES["bfloat16"]
-    block = max(_block_width(layer.feed_forward, model.hidden_size) for layer in model.layers)
+    blocks = (block for layer, _ in model.layer_groups() for block in layer.blocks)
+    block = max(_block_width(block, model.hidden_size) for block in blocks)
     per_token = wide * (block + 2 * model.hidden_size)
     logits = deployment.max_num_seqs * model.vocab_size * (wide + DTYPE_BYTES["float32"])
     return deployment.max_num_batched_tokens * per_token + logits
 
 
-def _block_width(block: Mlp | Moe, hidden_size: int) -> int:
-    """Values per token that a feed-forward block holds at once."""
+def _block_width(block: Block, hidden_size: int) -> int:
+    """Values per token that a block holds at once."""
     if isinstance(block, Mlp):
         return block.up_size + block.intermediate_size
+    if not isinstance(block, Moe):
+        return 0  # attention is narrower than the feed-forward blocks of the same model
     inner = block.moe_intermediate_size
     return block.num_experts_per_tok * (2 * inner + max(inner, hidden_size))

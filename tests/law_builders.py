@@ -4,7 +4,7 @@ import numpy as np
 
 from calibration.fit_time import START
 from energymodel import profile as profiles
-from energymodel.attention import SoftmaxAttention
+from energymodel.blocks.softmax import SoftmaxAttention
 from energymodel.laws import LAWS, ROOFLINE_KINDS, STREAMING_KINDS
 
 SHIPPED = profiles.load("h200").operations

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from energymodel.attention import SoftmaxAttention
+from energymodel.blocks.softmax import SoftmaxAttention
 
 FULL = SoftmaxAttention(num_attention_heads=8, num_key_value_heads=2, head_dim=128, rotary_dim=128)
 

@@ -1,7 +1,6 @@
-"""Parameters, FLOP and KV bytes against the real modules of transformers.
+"""Odd settings of the families, windows and masked attention against transformers; fvcore.
 
-Parameter counts are those of the class itself on the meta device, at full size. FLOP are compared
-with ``torch.utils.flop_counter`` on tiny models on the CPU. Two conventions differ and are undone:
+What holds for every family is in ``test_families_against_torch``. FLOP are compared with ``torch.utils.flop_counter`` on tiny models on the CPU. Two conventions differ and are undone:
 
 - torch counts attention unmasked, T x T pairs for a prompt of T; the model here counts the pairs
   that the mask lets through;
@@ -16,9 +15,9 @@ import warnings
 
 import numpy as np
 import pytest
-from step_builders import prefill, steps_of
+from step_builders import prefill
 
-import models_zoo
+from energymodel.blocks import SoftmaxAttention
 from energymodel.deployment import Deployment
 from energymodel.model import ModelSpec, model_from_config
 from energymodel.ops import Op, lower
@@ -92,25 +91,6 @@ def torch_params(config: dict[str, object]) -> int:
     return sum(p.numel() for p in build(config, "meta").parameters())
 
 
-def architectures() -> dict[str, dict[str, object]]:
-    """The zoo without models that differ in name only."""
-    found: dict[str, tuple[str, dict[str, object]]] = {}
-    for name in models_zoo.names():
-        config = models_zoo.find(name)
-        assert config is not None
-        key = repr(sorted((k, repr(v)) for k, v in config.items() if not k.startswith("_")))
-        found.setdefault(key, (name, config))
-    return dict(found.values())
-
-
-ZOO = architectures()
-
-
-@pytest.mark.parametrize("name", ZOO)
-def test_zoo_parameters_are_those_of_the_class(name: str) -> None:
-    assert spec(ZOO[name]).param_count == torch_params(ZOO[name])
-
-
 @pytest.mark.parametrize("family", TINY_MODELS)
 def test_odd_parameters_are_those_of_the_class(family: str) -> None:
     for bias, tied, kv_heads in itertools.product([False, True], [False, True], [1, 4]):
@@ -139,7 +119,9 @@ def test_windows_are_those_of_the_configuration_class(config: dict[str, object])
     window = getattr(made, "sliding_window", None)
     types = getattr(made, "layer_types", None) or ["sliding_attention"] * made.num_hidden_layers
     expected = [window if kind == "sliding_attention" else None for kind in types]
-    assert [layer.attention.sliding_window for layer in spec(config).layers] == expected
+    assert [
+        layer.find(SoftmaxAttention).sliding_window for layer in spec(config).layers
+    ] == expected
 
 
 @functools.cache
@@ -165,7 +147,7 @@ def counted(family: str, tokens: int) -> tuple[dict[str, int], tuple[Op, ...]]:
 def full_attention_flop(family: str, tokens: int) -> int:
     """4 x heads x head_dim x T x T in every layer: what torch counts, mask or not."""
     layers = spec(tiny(family)).layers
-    return sum(4 * layer.attention.q_size * tokens * tokens for layer in layers)
+    return sum(4 * layer.find(SoftmaxAttention).q_size * tokens * tokens for layer in layers)
 
 
 def our_flop(ops: tuple[Op, ...], *, head_rows: int) -> tuple[float, float]:
@@ -186,10 +168,10 @@ def test_prefill_flop_are_those_of_torch(family: str, tokens: int) -> None:
     assert torch_flop["all"] - full == linear
     model = spec(tiny(family))
     pairs = [
-        layer.attention.chunk_pairs(np.array([tokens]), np.array([0])).item()
+        layer.find(SoftmaxAttention).chunk_pairs(np.array([tokens]), np.array([0])).item()
         for layer in model.layers
     ]
-    assert attention == sum(4 * model.layers[0].attention.q_size * n for n in pairs)
+    assert attention == sum(4 * model.layers[0].find(SoftmaxAttention).q_size * n for n in pairs)
     assert attention / full == pytest.approx(sum(pairs) / (len(pairs) * tokens**2))
 
 
@@ -211,33 +193,3 @@ def test_linear_flop_are_twice_the_multiply_adds_of_fvcore(family: str) -> None:
     analysis.unsupported_ops_warnings(enabled=False).uncalled_modules_warnings(enabled=False)
     linear, _ = our_flop(lower(spec(tiny(family)), Deployment(), prefill(tokens)), head_rows=tokens)
     assert linear == 2 * analysis.by_operator()["linear"]
-
-
-@pytest.mark.parametrize(
-    ("family", "tokens"),
-    # A window of 4 is not yet full after 3 tokens.
-    [("llama", 9), ("qwen3", 9), ("olmo2", 9), ("mixtral", 9), ("gemma2", 3), ("gpt_oss", 3)],
-)
-def test_kv_bytes_are_those_of_the_real_cache(family: str, tokens: int) -> None:
-    model = build(tiny(family), "cpu").to(torch.bfloat16)
-    with torch.no_grad():
-        cache = model(torch.arange(tokens)[None], use_cache=True).past_key_values
-    held = sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values))
-    assert held == tokens * spec(tiny(family)).kv_bytes_per_token()
-
-
-def test_decode_flop_are_those_of_torch() -> None:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    model = build(tiny("llama"), "cpu")
-    context = 9
-    with torch.no_grad():
-        cache = model(torch.arange(context)[None], use_cache=True).past_key_values
-        counter = FlopCounterMode(display=False)
-        with counter:
-            model(torch.tensor([[5]]), past_key_values=cache, use_cache=True)
-    modules = counter.get_flop_counts()
-    rotary = sum(sum(v.values()) for k, v in modules.items() if k.endswith("rotary_emb"))
-    ops = lower(spec(tiny("llama")), Deployment(), steps_of(([], [(context, 1)])))
-    # One query is not masked: attention agrees without any conversion.
-    assert sum(modules["Global"].values()) - rotary == sum(op.count * op.flop.item() for op in ops)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import models_zoo
-from energymodel.attention import SoftmaxAttention
+from energymodel.blocks.softmax import SoftmaxAttention
 from energymodel.errors import InputError
 from energymodel.families import FAMILIES
 from energymodel.model import Mlp, ModelSpec, Moe, model_from_config
@@ -137,7 +137,7 @@ def test_kv_bytes_per_token_by_hand() -> None:
 
 def test_windows_of_the_families() -> None:
     def windows(model: ModelSpec) -> list[int | None]:
-        return [layer.attention.sliding_window for layer in model.layers]
+        return [layer.find(SoftmaxAttention).sliding_window for layer in model.layers]
 
     assert windows(zoo("gemma-2-2b-it"))[:3] == [4096, None, 4096]
     assert windows(zoo("gemma-3-1b-it"))[:7] == [512] * 5 + [None, 512]
@@ -184,7 +184,7 @@ def test_sparse_layers_follow_step_and_exceptions() -> None:
     config = models_zoo.find("Qwen3-30B-A3B")
     assert config is not None
     spec, _ = model_from_config(config | {"decoder_sparse_step": 2, "mlp_only_layers": [3]}, "x")
-    kinds = [type(layer.feed_forward) for layer in spec.layers[:6]]
+    kinds = [type(layer.blocks[1]) for layer in spec.layers[:6]]
     assert kinds == [Mlp, Moe, Mlp, Mlp, Mlp, Moe]
 
 

@@ -120,9 +120,10 @@ def test_shapes_of_a_dense_step_by_hand() -> None:
         for name in ("gate_up_proj", "lm_head", "attention_prefill", "attention_decode", "rotary")
     }
     heads = {"heads": 2, "kv_heads": 1, "head_dim": 4, "window": np.inf, "kv_element_bytes": 2}
+    wide = {"weight_element_bytes": 2, "input_element_bytes": 2}
     assert shapes == {
-        "gate_up_proj": {"m": 5, "n": 32, "k": 8, "weight_element_bytes": 2},
-        "lm_head": {"m": 3, "n": 32, "k": 8, "weight_element_bytes": 2},
+        "gate_up_proj": {"m": 5, "n": 32, "k": 8} | wide,
+        "lm_head": {"m": 3, "n": 32, "k": 8} | wide,
         "attention_prefill": heads
         | {"tokens": 3, "pairs": 12, "kv_tokens": 5, "num_seqs": 1, "max_chunk": 3},
         # two sequences of 6 keys: one block of 128 each
@@ -277,8 +278,13 @@ def test_projection_weights_read_in_a_step_are_those_of_the_model(
     )
     head = model.vocab_size * model.hidden_size + (model.vocab_size if model.lm_head_bias else 0)
     tables = head + (0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size)
-    vectors = sum(n * g.vector_param_count(model.hidden_size) for g, n in model.layer_groups())
-    vectors += {"rms": 1, "layer": 2, "plain": 0}[model.layers[0].norm] * model.hidden_size
+    vectors = {"rms": 1, "layer": 2, "plain": 0}[model.layers[0].norm] * model.hidden_size
+    vectors += sum(
+        count * w.params
+        for layer, count in model.layer_groups()
+        for w in layer.weights(model.hidden_size)
+        if w.name in ("norm", "qk_norm", "sinks")
+    )
     expected = model.weight_bytes(quantization=quantization) - 2 * (tables + vectors)
     assert fixed == pytest.approx(expected, rel=1e-9)
 

@@ -14,7 +14,7 @@ from calibration.grid import Point
 from calibration.observations import Observation
 from calibration.tables import Table, all_names, kind_of, names_of, table
 from energymodel import laws
-from energymodel.attention import SoftmaxAttention
+from energymodel.blocks.softmax import SoftmaxAttention
 from energymodel.deployment import Deployment
 from energymodel.find_model import find_model
 from energymodel.laws import REQUIRED
@@ -359,7 +359,7 @@ def check(
 
 
 def heads_of(spec: ModelSpec) -> dict[str, int]:
-    attention = spec.layers[0].attention
+    attention = spec.layers[0].find(SoftmaxAttention)
     assert isinstance(attention, SoftmaxAttention)
     return {
         "heads": attention.num_attention_heads,

@@ -66,7 +66,7 @@ ATTENTION = (
         timed=_decodes(),
         bursts=70,
         more=120,
-        windows=5,
+        windows=6,
         quick=1,
     ),
     Family(
@@ -83,7 +83,7 @@ ATTENTION = (
         timed=_prefills(),
         bursts=60,
         more=90,
-        windows=5,
+        windows=6,
         quick=1,
     ),
     Family(

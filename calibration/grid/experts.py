@@ -42,7 +42,7 @@ MIXTURES = (
         timed=_ALL_EXPERTS,
         bursts=48,
         more=72,
-        windows=5,
+        windows=6,
         quick=1,
     ),
     Family(

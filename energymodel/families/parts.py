@@ -3,10 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from energymodel.attention import QkNorm, SoftmaxAttention
+from energymodel.blocks import Block, Mlp, Moe, SoftmaxAttention
+from energymodel.blocks.feed_forward import EXPERTS
+from energymodel.blocks.softmax import QkNorm
 from energymodel.errors import InputError
 from energymodel.fields import MAX_LAYERS, Fields
-from energymodel.model import LayerSpec, Layout, Mlp, ModelSpec, Moe, Norm
+from energymodel.model import LayerSpec, Layout, ModelSpec, Norm, Stack
+
+Reader = Callable[[Fields, str], tuple[ModelSpec, list[str]]]
+"""From a configuration and a name to a model and warnings."""
 
 Windows = Sequence[int | None]
 """Sliding window of each layer, None where a layer sees everything."""
@@ -85,20 +90,8 @@ def read_moe(f: Fields, intermediate_size: int) -> Moe:
     )
 
 
-def read_mxfp4(f: Fields) -> str | None:
-    """MXFP4 where the checkpoint stores its experts so; any other quantisation is refused."""
-    quantization = f.section("quantization_config")
-    if quantization is None:
-        return None
-    method = quantization.text("quant_method")
-    if method != "mxfp4":
-        raise InputError(
-            f"{quantization.where}: field 'quant_method' is '{method}'; only 'mxfp4' is supported"
-        )
-    return "mxfp4"
-
-
-def _depth(f: Fields) -> int:
+def depth(f: Fields) -> int:
+    """Number of layers."""
     return f.integer("num_hidden_layers", high=MAX_LAYERS)
 
 
@@ -114,19 +107,19 @@ def switched_window(f: Fields) -> int | None:
 
 def windows_everywhere(f: Fields, window: int | None) -> Windows:
     """The same window, or none, in every layer."""
-    return [window] * _depth(f)
+    return [window] * depth(f)
 
 
 def windows_by_layer(f: Fields, window: int | None, slides: Callable[[int], bool]) -> Windows:
     """``layer_types`` where it is given, else the rule of the family."""
-    depth = _depth(f)
+    layers = depth(f)
     types = f.sequence("layer_types")
     if types is None:
-        return [window if slides(i) else None for i in range(depth)]
+        return [window if slides(i) else None for i in range(layers)]
     known = {"sliding_attention": window, "full_attention": None}
-    if len(types) != depth or not all(isinstance(t, str) and t in known for t in types):
+    if len(types) != layers or not all(isinstance(t, str) and t in known for t in types):
         raise InputError(
-            f"{f.where}: field 'layer_types' must hold {depth} entries ('num_hidden_layers'), "
+            f"{f.where}: field 'layer_types' must hold {layers} entries ('num_hidden_layers'), "
             "each 'full_attention' or 'sliding_attention'"
         )
     return [known[str(t)] for t in types]
@@ -140,7 +133,7 @@ def qwen_windows(f: Fields) -> Windows:
 
 def uniform_layers(
     attention: SoftmaxAttention,
-    feed_forward: Mlp | Moe,
+    feed_forward: Block,
     windows: Windows,
     norm: Norm = "rms",
     layout: Layout = "pre",
@@ -148,8 +141,7 @@ def uniform_layers(
     """Layers that differ in nothing but their window."""
     return tuple(
         LayerSpec(
-            attention=replace(attention, sliding_window=window),
-            feed_forward=feed_forward,
+            blocks=(replace(attention, sliding_window=window), feed_forward),
             norm=norm,
             layout=layout,
         )
@@ -168,18 +160,24 @@ def sparse_layers(
     only = frozenset(dense)
     sparse = [i not in only and (i + 1) % step == 0 for i in range(len(windows))]
     mlp = experts if all(sparse) else read_mlp(f)
-    layers = uniform_layers(attention, experts, windows)
     return tuple(
-        layer if routed else replace(layer, feed_forward=mlp)
-        for layer, routed in zip(layers, sparse, strict=True)
+        LayerSpec(blocks=(replace(attention, sliding_window=window), experts if routed else mlp))
+        for window, routed in zip(windows, sparse, strict=True)
     )
+
+
+def with_expert_format(layers: tuple[LayerSpec, ...], stored: str | None) -> tuple[LayerSpec, ...]:
+    """Layers whose routed experts the checkpoint stores in a narrow format."""
+    if stored is None:
+        return layers
+    return tuple(replace(layer, formats=((EXPERTS, stored),)) for layer in layers)
 
 
 def dense_model(
     f: Fields,
     name: str,
     attention: SoftmaxAttention,
-    mlp: Mlp,
+    mlp: Block,
     windows: Windows | None = None,
     *,
     norm: Norm = "rms",
@@ -198,15 +196,18 @@ def model_spec(
     return ModelSpec(
         name=name,
         model_type=f.text("model_type"),
-        hidden_size=f.integer("hidden_size"),
         vocab_size=f.integer("vocab_size"),
         tie_word_embeddings=f.flag("tie_word_embeddings", tied),
-        layers=_shared(layers),
+        text=Stack(
+            hidden_size=f.integer("hidden_size"),
+            layers=shared(layers),
+            final_norm=layers[-1].norm,
+        ),
         max_position_embeddings=f.optional_integer("max_position_embeddings", high=1_000_000_000),
     )
 
 
-def _shared(layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
+def shared(layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
     """The same layers with equal ones made one object, which makes counting them cheap."""
     known: dict[LayerSpec, LayerSpec] = {}
     return tuple(known.setdefault(layer, layer) for layer in layers)

@@ -1,51 +1,22 @@
-"""Readers of Hugging Face configurations, one small function for each family.
+"""Dense decoders with softmax attention: Llama, Mistral, Qwen, Gemma, Phi, OLMo."""
 
-To add a family, write its reader and enter it in ``FAMILIES``. Defaults are those of the
-configuration class of that family in ``transformers`` 5, which is what an engine applies where a
-published ``config.json`` leaves a field out.
-"""
-
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
+from energymodel.blocks import Mlp
 from energymodel.errors import InputError
-from energymodel.family_parts import (
+from energymodel.families.parts import (
+    Reader,
     dense_model,
-    model_spec,
     own_window,
     qwen_windows,
     read_attention,
     read_mlp,
-    read_moe,
-    read_mxfp4,
-    sparse_layers,
-    switched_window,
-    uniform_layers,
     windows_by_layer,
     windows_everywhere,
 )
 from energymodel.fields import Fields
-from energymodel.model import Mlp, ModelSpec
-
-
-def read_family(config: Mapping[str, object], name: str) -> tuple[ModelSpec, list[str]]:
-    """Find the family by ``model_type`` and read it; returns the model and warnings."""
-    if not isinstance(config, Mapping):
-        raise InputError(f"{name}: a model configuration must be a JSON object")
-    fields = Fields(config, name)
-    model_type = fields.text("model_type")
-    reader = FAMILIES.get(model_type)
-    if reader is None:
-        raise InputError(
-            f"{name}: field 'model_type' is '{model_type}', which is not supported; "
-            f"supported are {', '.join(sorted(FAMILIES))}"
-        )
-    if model_type != "gpt_oss" and fields.has("quantization_config"):
-        raise InputError(
-            f"{name}: field 'quantization_config' is not supported for '{model_type}'; "
-            "use the configuration of the unquantised model"
-        )
-    return reader(fields, name)
+from energymodel.model import ModelSpec
 
 
 def _llama(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
@@ -165,58 +136,7 @@ def _olmo2(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
     return dense_model(f, name, attention, read_mlp(f), layout="post"), []
 
 
-def _mixtral(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    experts = read_moe(f, f.integer("intermediate_size"))
-    windows = windows_everywhere(f, f.optional_integer("sliding_window"))
-    return model_spec(f, name, uniform_layers(read_attention(f, kv_heads=8), experts, windows)), []
-
-
-def _olmoe(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = replace(
-        read_attention(f, qkv_bias=bias, o_bias=bias, qk_norm="hidden"), clip_qkv=f.has("clip_qkv")
-    )
-    experts = read_moe(f, f.integer("intermediate_size"))
-    return model_spec(f, name, uniform_layers(attention, experts, windows_everywhere(f, None))), []
-
-
-def _qwen2_moe(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    attention = read_attention(f, kv_heads=16, qkv_bias=f.flag("qkv_bias", default=True))
-    shared = Mlp(intermediate_size=f.integer("shared_expert_intermediate_size"))
-    experts = replace(
-        read_moe(f, f.integer("moe_intermediate_size")),
-        shared_expert=shared,
-        shared_expert_gate=True,
-    )
-    last = f.integer("max_window_layers", 28, low=0)
-    windows = windows_by_layer(f, switched_window(f), lambda i: i % 2 == 0 and i < last)
-    return model_spec(f, name, sparse_layers(f, attention, experts, windows)), []
-
-
-def _qwen3_moe(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, kv_heads=4, qkv_bias=bias, o_bias=bias, qk_norm="head")
-    experts = read_moe(f, f.integer("moe_intermediate_size"))
-    windows = windows_everywhere(f, switched_window(f))
-    return model_spec(f, name, sparse_layers(f, attention, experts, windows)), []
-
-
-def _gpt_oss(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=True)
-    attention = replace(
-        read_attention(f, kv_heads=8, head_dim=64, qkv_bias=bias, o_bias=bias), sinks=True
-    )
-    experts = replace(
-        read_moe(f, f.integer("intermediate_size")),
-        router_bias=True,
-        expert_bias=True,
-        expert_dtype=read_mxfp4(f),
-    )
-    windows = windows_by_layer(f, own_window(f, 128), lambda i: i % 2 == 0)
-    return model_spec(f, name, uniform_layers(attention, experts, windows)), []
-
-
-FAMILIES: Mapping[str, Callable[[Fields, str], tuple[ModelSpec, list[str]]]] = {
+FAMILIES: Mapping[str, Reader] = {
     "llama": _llama,
     "mistral": _mistral,
     "qwen2": _qwen2,
@@ -229,9 +149,4 @@ FAMILIES: Mapping[str, Callable[[Fields, str], tuple[ModelSpec, list[str]]]] = {
     "phi3": _phi3,
     "olmo": _olmo,
     "olmo2": _olmo2,
-    "mixtral": _mixtral,
-    "olmoe": _olmoe,
-    "qwen2_moe": _qwen2_moe,
-    "qwen3_moe": _qwen3_moe,
-    "gpt_oss": _gpt_oss,
 }
