@@ -37,7 +37,10 @@ def main() -> None:
     if fit.engine is None:
         sys.exit("runs.jsonl holds no runs")
     shipped = profiles.load("h200")
-    unseen = [(run, find_model(run.model)[0]) for run in read_runs(DATA / "held_out_runs.jsonl")]
+    unseen, narrow = (
+        [(run, find_model(run.model)[0]) for run in read_runs(DATA / name)]
+        for name in ("held_out_runs.jsonl", "fp8_runs.jsonl")
+    )
     lines = [
         "# Accuracy",
         "",
@@ -52,6 +55,13 @@ def main() -> None:
         "calibrated was chosen from the one such model here, which is left out of the coverage.",
         "",
         *_table([(run, model, predict(model, run.deployment, run.workload, shipped)) for run, model in unseen]),
+        "",
+        "## fp8",
+        "",
+        "Runs with `--quantization fp8`, which no fit has seen: only the products, experts and caches",
+        "were calibrated in fp8, one by one.",
+        "",
+        *_table([(run, model, predict(model, run.deployment, run.workload, shipped)) for run, model in narrow]),
         "",
         "## Models left out in turn",
         "",

@@ -54,9 +54,10 @@ def main() -> None:
         "",
         "Minutes between the first and last line of each board that were spent on points of",
         "`--grid full`: set-up, compiling of kernels, settling, idle windows and trials included,",
-        "pauses between two runs left out. Four boards of one host were measured side by side, so",
-        "that their sweeps shared its processor; two of them also ran points of `--grid wide`, and",
-        "the other two were stopped before the end.",
+        "pauses between two runs left out. Boards that measured nine tenths of the grid. Board",
+        "151b79da9426 is `energymodel calibrate --gpu h200` and nothing else, one command of 531 s",
+        "from start to report; the others ran it within a longer sweep, four boards of one host side",
+        "by side.",
         "",
         "| board | points of the full grid | minutes |",
         "|---|---|---|",
@@ -120,7 +121,11 @@ def _repeatability(r: Report) -> Iterator[str]:
                 f"interval {low:.1%} to {high:.1%}), {spread.boards} boards, mixed-effects model."
             )
     yield (
-        f"- A byte in the HBM costs {r.memory.byte_j.value * 1e12:.1f} pJ by the memory's own sensor."
+        "\n".join(
+            f"- A byte in the HBM costs {kind.byte_j.value * 1e12:.1f} pJ by the memory's own "
+            f"sensor on {len(kind.boards)} boards."
+            for kind in r.memory.memories
+        )
         if r.memory is not None
         else "- No memory-power sensor."
     )
@@ -137,6 +142,8 @@ def _cost(seen: Sequence[Observation]) -> Iterator[str]:
                 seconds += cost_s
                 points.add(o.point)
         done = len(points & duties.keys())
+        if done < 0.9 * len(duties):
+            continue
         yield f"| {board} | {done} of {len(duties)} | {seconds / 60:.1f} |"
 
 

@@ -107,6 +107,7 @@ def fit_all(
         kind=kind,
         engine=initial_engine(),
         operations={name: _operation(fit) for name, fit in components.names.items()},
+        memory=components.memory.kinds,
         power=_power(components, [run for run, _ in measured]),
         accuracy=_unknown_accuracy(),
         provenance=_provenance(components, measured),

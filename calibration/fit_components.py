@@ -11,17 +11,18 @@ from calibration.fit_energy import (
     Windows,
     fit_coefficients,
     fit_exponent,
-    fit_hbm_byte,
     fit_static,
+    on_boards,
     windows,
 )
+from calibration.fit_memory import Memory, fit_memory
 from calibration.fit_power import PowerFit, cross_validate, refine
 from calibration.fit_time import TimeFit, fit_time, full_clock
 from calibration.observations import Observation
 from calibration.tables import Table, all_names, table
 from calibration.verdict import POWER_CAP_REASON
 from energymodel.hardware import GpuSpec
-from energymodel.laws import REQUIRED, ROOFLINE_KINDS, STREAMING_KINDS, kind_of
+from energymodel.laws import REQUIRED, STREAMING_KINDS, kind_of
 from energymodel.profile import Estimate
 
 Array = NDArray[np.float64]
@@ -33,7 +34,8 @@ SHARED_ENERGY = {"gather": "elementwise", "sampling": "elementwise"}
 PARENTS: Mapping[str, str] = {
     "mla_decode": "decode_attention",
     "mla_prefill": "prefill_attention",
-    **dict.fromkeys(ROOFLINE_KINDS[2:], "decode_attention"),
+    **dict.fromkeys(("scan_decode", "linear_attention_decode"), "decode_attention"),
+    **dict.fromkeys(("scan_prefill", "linear_attention_prefill"), "prefill_attention"),
     **dict.fromkeys(STREAMING_KINDS[1:], "elementwise"),
 }
 # Where no window met the power limit: held just there, and energy in proportion to the clock.
@@ -67,11 +69,16 @@ class Components:
 
     observations: tuple[Observation, ...]
     static: Static
-    hbm_byte_j: Estimate
+    memory: Memory
     exponent: Estimate
     limit_share: Estimate
     names: Mapping[str, NameFit]
     left_out: Mapping[str, str]
+
+    @property
+    def hbm_byte_j(self) -> Estimate:
+        """What a byte costs in the usual memory."""
+        return self.memory.usual
 
 
 def fit_components(
@@ -89,8 +96,10 @@ def fit_components(
         report(f"time of {name}")
         times[name] = fit_time(t)
         energy[name] = windows(t, static, times[name], min(spec.max_sm_clock_hz, t.top_clock_hz))
-    single = [w for name, w in energy.items() if name != "elementwise"]
-    hbm_byte_j = fit_hbm_byte(single, spec.hbm_bytes_per_s)
+    single = [t for name, t in tables.items() if name != "elementwise"]
+    memory = fit_memory(single, spec.hbm_bytes_per_s)
+    energy = {name: on_boards(w, memory) for name, w in energy.items()}
+    hbm_byte_j = memory.usual
     if not hbm_byte_j.value:
         left_out["hbm_byte_j"] = "no sensor of memory power: it is part of weight_byte_j"
     share = _held_share(seen, spec.power_limit_w)
@@ -123,7 +132,7 @@ def fit_components(
     return Components(
         observations=tuple(seen),
         static=static,
-        hbm_byte_j=hbm_byte_j,
+        memory=memory,
         exponent=exponent,
         limit_share=share,
         names=names,

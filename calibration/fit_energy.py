@@ -6,26 +6,26 @@ x each call spends, above static power,
     (flop_j FLOP + weight_byte_j weights + row_byte_j activations + busy_w seconds) x^exponent
         + hbm_byte_j bytes
 
-(see ``energymodel.power``). ``hbm_byte_j`` comes from the memory-power sensor alone, the rest from
-non-negative least squares on what the energy counter saw, each window weighted by the share of
-its energy that was work.
+(see ``energymodel.power``). ``hbm_byte_j`` comes from the memory-power sensor alone
+(``fit_memory``), the rest from non-negative least squares on what the energy counter saw, each
+window weighted by the share of its energy that was work.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import statsmodels.api as sm
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar, nnls
 
+from calibration.fit_memory import Memory
 from calibration.fit_time import TimeFit, full_clock, law_seconds
 from calibration.folds import together
 from calibration.observations import Observation
 from calibration.tables import Table
 from energymodel import laws
 from energymodel.errors import InputError
-from energymodel.laws import STREAMING_KINDS
 from energymodel.power import core_energy_j
 from energymodel.profile import Estimate
 from energymodel.timing import clocked_seconds
@@ -42,16 +42,9 @@ UNITS = {
 CORE = ("flop_j", "weight_byte_j", "row_byte_j", "busy_w")
 # Windows that pause and are throttled mix clocks; they serve as checks, not in the fit.
 LEAST_CLOCK_WITH_PAUSES = 0.99
-# Memory power is a one-second average: only sustained work at this share of the datasheet's rate
-# says what a byte costs.
-STREAMING_SHARE = 0.2
-H200_BYTES_PER_S = 4.8e12
-LEAST_STREAMS = 4
 # Idle windows closer in temperature than this say nothing of its effect, which then is 0 with
 # this standard error (W/degC): more than any board has shown.
 LEAST_WARMING_C, UNKNOWN_SLOPE = 3.0, 1.0
-# What one such call writes is still in the L2 cache when the next reads it.
-CACHED = frozenset(STREAMING_KINDS) - {"copy"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +57,10 @@ class Static:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Windows:
-    """Energy windows of one kind as arrays [n]; ``work_j`` is energy of one call above static."""
+    """Energy windows of one kind as arrays [n]; ``work_j`` is energy of one call above static.
+
+    ``memory`` is what a byte costs in the memory of the window's board, over the usual.
+    """
 
     table: Table
     chosen: NDArray[np.bool_]
@@ -77,6 +73,7 @@ class Windows:
     gross_j: Array
     work_j: Array
     weight: Array
+    memory: Array
 
     @property
     def flop(self) -> Array:
@@ -110,8 +107,13 @@ class Windows:
 
     @property
     def hbm_bytes(self) -> Array:
-        """Bytes of one call that reach the memory."""
-        return self.table.hbm_bytes[self.chosen]
+        """Bytes of one call that reach the memory, as many as cost the same in the usual one."""
+        return self.table.hbm_bytes[self.chosen] * self.memory
+
+    @property
+    def rows(self) -> list[Observation]:
+        """The observations behind the windows."""
+        return _rows(self.table, self.chosen)
 
 
 def fit_static(observations: Sequence[Observation]) -> Static:
@@ -167,7 +169,13 @@ def windows(table: Table, static: Static, time_fit: TimeFit, max_clock_hz: float
         gross_j=gross_j,
         work_j=gross_j - static_w * call_s,
         weight=gross_j * calls / column("energy_j"),
+        memory=np.ones(len(rows)),
     )
+
+
+def on_boards(w: Windows, memory: Memory) -> Windows:
+    """The same windows, each with what a byte costs on its board."""
+    return replace(w, memory=np.array([memory.over_usual(o.board) for o in w.rows]))
 
 
 def _full_clock_seconds(table: Table, chosen: NDArray[np.bool_], time_fit: TimeFit) -> Array:
@@ -186,32 +194,6 @@ def _full_clock_seconds(table: Table, chosen: NDArray[np.bool_], time_fit: TimeF
 def _rows(table: Table, chosen: NDArray[np.bool_]) -> list[Observation]:
     """The observations of ``table`` that ``chosen`` marks."""
     return [o for o, c in zip(table.observations, chosen, strict=True) if c]
-
-
-def fit_hbm_byte(
-    all_windows: Sequence[Windows], hbm_bytes_per_s: float = H200_BYTES_PER_S
-) -> Estimate:
-    """Joules per byte in the memory: slope of memory power over bytes per second, sustained.
-
-    Without a sensor of memory power it is 0: the energy of the memory is then part of
-    ``weight_byte_j``, and goes with the clock like the rest.
-    """
-    rates, watts = [], []
-    for w in all_windows:
-        if w.table.kind in CACHED:
-            continue
-        rows = _rows(w.table, w.chosen)
-        for o, moved, call_s, duty in zip(rows, w.hbm_bytes, w.call_s, w.duty, strict=True):
-            rate = moved / call_s
-            if o.memory_power_w and duty >= 1.0:
-                rates.append(rate)
-                watts.append(o.memory_power_w)
-    x, y = np.array(rates), np.array(watts)
-    streaming = x > STREAMING_SHARE * hbm_bytes_per_s
-    if streaming.sum() < LEAST_STREAMS:
-        return Estimate(value=0.0, stderr=0.0, unit="J/B")
-    result = sm.RLM(y[streaming], sm.add_constant(x[streaming])).fit()
-    return Estimate(value=float(result.params[1]), stderr=float(result.bse[1]), unit="J/B")
 
 
 def fit_exponent(all_windows: Mapping[str, Windows], hbm_byte_j: float) -> Estimate:
@@ -302,6 +284,7 @@ def subset(w: Windows, mask: NDArray[np.bool_]) -> Windows:
             "gross_j",
             "work_j",
             "weight",
+            "memory",
         )
     }
     return Windows(table=w.table, chosen=chosen, **arrays)

@@ -17,9 +17,10 @@ from energymodel import power
 from energymodel.io import Run
 from energymodel.model import ModelSpec
 from energymodel.power import StepLoad
-from energymodel.predict import THERMAL_ROUNDS, demand, with_engine
+from energymodel.predict import demand, with_engine
 from energymodel.profile import Estimate, Profile
 from energymodel.serving import Schedule, schedule_offline
+from energymodel.settling import THERMAL_ROUNDS
 from energymodel.vllm_engine import EngineTime, engine_time, kv_capacity_tokens, launches
 
 Array = NDArray[np.float64]
@@ -82,7 +83,10 @@ def prepare(runs: Sequence[tuple[Run, ModelSpec]], profile: Profile) -> list[Cas
     for run, model in runs:
         capacity = kv_capacity_tokens(model, run.deployment, profile.gpu)
         schedule = schedule_offline(run.workload, run.deployment, capacity)
-        load = demand(model, run.deployment, schedule.steps, profile).load()
+        # Told the memory of the run's board, the engine's numbers are not fitted to it.
+        byte_j = profile.memory_of(run.extra.get("board")) or run.deployment.hbm_byte_j
+        deployment = replace(run.deployment, hbm_byte_j=byte_j)
+        load = demand(model, deployment, schedule.steps, profile).load()
         cases.append(Case(run=run, model=model, schedule=schedule, load=load))
     return cases
 
@@ -148,7 +152,7 @@ def log_errors(stack: Stack, cases: Sequence[Case], profile: Profile) -> tuple[A
     cap_w, exponent = p.limit_share.value * limit_w, p.exponent.value
     mean_w = cap_w
     full_s = stack.weight * (load.fixed_s + load.clocked_s)
-    for _ in range(THERMAL_ROUNDS):  # as in ``predict.settle``, for all runs at once
+    for _ in range(THERMAL_ROUNDS):  # as in ``settling.settle``, for all runs at once
         static_w = power.static_power_w(p, mean_w)
         watts = power.capped_power_w(load, static_w[stack.case], exponent, cap_w[stack.case])
         energy_j = np.bincount(stack.case, watts * full_s, stack.runs) + static_w * submit_s

@@ -144,6 +144,9 @@ def _checked_length(workloads: Sequence[Workload], max_model_len: int | None) ->
         raise InputError(
             "bins must have count, not requests_per_s: whole models are measured offline."
         )
+    for field in ("images", "audio_s", "num_frames", "num_inference_steps"):
+        if any(getattr(b, field) for w in workloads for b in w.bins):
+            raise InputError(f"bins must not have {field}: what is measured are text tokens.")
     longest = max(
         (b for w in workloads for b in w.bins),
         key=lambda b: b.input_tokens + max(1, b.output_tokens),

@@ -69,11 +69,6 @@ class Table:
         return law_kind(self.name)
 
 
-def kind_of(op: str, shape: Raw) -> str | None:
-    """Kind of an observed micro-workload as a prediction knows it; None for what has no law."""
-    return POOLED.get(op) or _own_kind(op, shape)
-
-
 def _own_kind(op: str, shape: Raw) -> str | None:
     if op in ("attention", "mla", "selective_scan", "linear_attention"):
         phase = "decode" if shape["tokens"] == 1 else "prefill"

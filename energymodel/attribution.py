@@ -1,7 +1,8 @@
 """Whose energy was it: phases and bins, conserving the total of every step.
 
-Within a step each operation's time and energy go to the requests by what they ask of it:
-attention by query-key pairs, the LM head and sampling by sampled rows, everything else by tokens.
+Within a step each operation's time and energy go to the requests by what they ask of it, which the
+operation says (``Op.asked``): attention by query-key pairs, an encoder by the prompt. Else the LM
+head and sampling go by sampled rows, everything else by tokens.
 Time outside the layers goes by sequences.
 """
 
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from energymodel.blocks.softmax import visible_pairs
 from energymodel.ops import Op
 from energymodel.prediction import BinEnergy, PhaseEnergy
 from energymodel.serving import Schedule
@@ -86,20 +86,16 @@ def phases(
 
 def _demand_key(op: Op) -> tuple[object, ...]:
     """Operations with the same key are asked for in the same proportions."""
-    if op.kind in ("prefill_attention", "decode_attention"):
-        return op.kind, float(np.max(op.shape["window"]))
+    if op.asked is not None:
+        return id(op.asked[0]), id(op.asked[1])
     return ("sampled",) if op.component in SAMPLED else ("tokens",)
 
 
 def _demand(op: Op, steps: Steps) -> tuple[Floats, Floats]:
     """What each chunk and each decoding sequence asks of ``op``, in the same unit."""
     chunks, decodes = steps.chunks, steps.decodes
-    if op.kind in ("prefill_attention", "decode_attention"):
-        window = float(np.max(op.shape["window"]))
-        pairs = visible_pairs(chunks.tokens, chunks.context, window)
-        one = visible_pairs(np.ones_like(decodes.context), decodes.context, window)
-        prefill = op.kind == "prefill_attention"
-        return (pairs, np.zeros_like(one)) if prefill else (np.zeros_like(pairs), one)
+    if op.asked is not None:
+        return op.asked
     if op.component in SAMPLED:
         return chunks.last.astype(np.float64), np.ones_like(decodes.context)
     return chunks.tokens.astype(np.float64), np.ones_like(decodes.context)

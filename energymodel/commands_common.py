@@ -98,12 +98,17 @@ def _flag(
 
 
 _SIZE = click.IntRange(1, 1_000_000)
+# fp8 and bitsandbytes narrow a wide checkpoint, too; the others name how one was stored.
+_QUANTIZATIONS = (
+    *("awq", "awq_marlin", "bitsandbytes", "compressed-tensors", "fbgemm_fp8", "fp8"),
+    *("gptq", "gptq_marlin", "modelopt", "modelopt_fp4", "mxfp4"),
+)
 _DEPLOYMENT = (
     _flag("--engine", click.Choice(ENGINES)),
     _flag("--tensor-parallel-size", _SIZE, metavar="N"),
     _flag("--pipeline-parallel-size", _SIZE, metavar="N"),
     _flag("--dtype", click.Choice(("auto", "bfloat16", "float16"))),
-    _flag("--quantization", click.Choice(("fp8", "mxfp4"))),
+    _flag("--quantization", click.Choice(_QUANTIZATIONS)),
     _flag(
         "--kv-cache-dtype",
         click.Choice(("auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2")),
@@ -122,6 +127,14 @@ _DEPLOYMENT = (
         callback=finite,
         metavar="WATT",
         help="Power limit of each GPU, where it is not that of the calibration.",
+    ),
+    _flag(
+        "--hbm-byte-j",
+        click.FloatRange(0, 1, min_open=True),
+        callback=finite,
+        metavar="JOULES",
+        help="What a byte costs in the memory of this board, where it is not the usual; "
+        "`energymodel doctor` measures it.",
     ),
 )
 

@@ -1,38 +1,55 @@
 """Commands that say what is known: ``models``, ``gpus``, ``profiles`` and ``schema``."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from energymodel.commands_common import emit, emit_json, json_option
 
+if TYPE_CHECKING:
+    from energymodel.diffusion import Pipeline
+    from energymodel.model import ModelSpec
+
+_INPUTS = {"vision": "image", "audio": "audio"}
 SCHEMAS = ("workload", "prediction", "profile", "runs")
 
 
 @click.command()
 @json_option
 def models(as_json: bool) -> None:
-    """Models in the zoo, with their sizes in bfloat16."""
+    """Models in the zoo, with their sizes as they are published."""
     import models_zoo
     from energymodel import render
-    from energymodel.find_model import find_model
+    from energymodel.find_model import find_any
 
-    rows = []
-    for name in models_zoo.names():
-        spec, _ = find_model(name)
-        rows.append(
-            {
-                "name": name,
-                "kind": spec.regime,
-                "model_type": spec.model_type,
-                "param_count": spec.param_count,
-                "active_param_count": spec.active_param_count,
-                "kv_bytes_per_token": spec.kv_bytes_per_token(),
-                "weight_bytes": spec.weight_bytes(),
-            }
-        )
+    known = (*models_zoo.names(), *models_zoo.pipelines())
+    rows = [_model_row(find_any(name)[0]) for name in known]
     _show("models", rows, render.models, as_json)
+
+
+def _model_row(spec: "ModelSpec | Pipeline") -> dict[str, Any]:
+    """One model; ``weight_formats`` are those of its layers, ``state_bytes`` of each sequence."""
+    from energymodel.diffusion import Pipeline
+
+    row = {
+        "name": spec.name,
+        "param_count": spec.param_count,
+        "active_param_count": spec.active_param_count,
+        "weight_bytes": spec.weight_bytes(),
+        "weight_formats": ["bfloat16"],
+    }
+    if isinstance(spec, Pipeline):
+        return row | {"kind": spec.kind, "model_type": spec.class_name, "inputs": ["text"]}
+    formats = {stored for layer, _ in spec.layer_groups() for _, stored in layer.formats}
+    return row | {
+        "kind": spec.regime if spec.kind == "decoder" else spec.kind,
+        "model_type": spec.model_type,
+        "inputs": ["text", *(_INPUTS[tower.component] for tower in spec.towers)],
+        "kv_bytes_per_token": spec.kv_bytes_per_token(dtype=spec.kv_cache_dtype or "bfloat16"),
+        "state_bytes": spec.state_bytes(),
+        "weight_formats": sorted(formats) or ["bfloat16"],
+    }
 
 
 @click.command()

@@ -34,13 +34,20 @@ def predict(
 ) -> None:
     """Energy of a model on a GPU for a workload."""
     from energymodel import io, render
-    from energymodel.find_model import find_model
-    from energymodel.predict import predict as predict_energy
+    from energymodel.diffusion import Pipeline
+    from energymodel.find_model import find_any
 
     profile = load_profile(gpu, path)
     bins = io.read_workload(workload)
-    spec, warnings = find_model(model)
-    prediction = predict_energy(spec, Deployment(**flags), bins, profile)
+    spec, warnings = find_any(model)
+    if isinstance(spec, Pipeline):
+        from energymodel.diffusion.predict import predict as predict_pipeline
+
+        prediction = predict_pipeline(spec, Deployment(**flags), bins, profile)
+    else:
+        from energymodel.predict import predict as predict_energy
+
+        prediction = predict_energy(spec, Deployment(**flags), bins, profile)
     prediction = replace(prediction, warnings=(*warnings, *prediction.warnings))
     if as_json:
         emit_json(prediction)
@@ -56,7 +63,7 @@ def predict(
 @json_option
 def validate(runs: str, gpu: str | None, path: str | None, as_json: bool) -> None:
     """Predictions against measured runs."""
-    from energymodel import io, render
+    from energymodel import io, render_validation
     from energymodel import validate as comparison
 
     measured = io.read_runs(runs)
@@ -65,4 +72,4 @@ def validate(runs: str, gpu: str | None, path: str | None, as_json: bool) -> Non
         emit_json(result)
         warn(f"{s.rows:,} runs skipped: {s.reason}" for s in result.skipped)
     else:
-        emit(render.validation(result))
+        emit(render_validation.validation(result))

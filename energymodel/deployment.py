@@ -1,6 +1,7 @@
 """How a model is served: the flags of an engine, spelt as in vLLM."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
 ENGINES = ("vllm",)
 
@@ -9,8 +10,10 @@ ENGINES = ("vllm",)
 class Deployment:
     """One replica of an engine. Defaults are those of vLLM's offline ``LLM`` on a large GPU.
 
-    ``kv_cache_dtype="auto"`` keeps keys and values in ``dtype``. ``power_limit_w=None`` is the
-    limit that the GPU was calibrated at.
+    ``kv_cache_dtype="auto"`` keeps keys and values in what the checkpoint asks for, else in
+    ``dtype``. ``power_limit_w=None`` is the
+    limit that the GPU was calibrated at. ``hbm_byte_j``: joules that a byte costs in the memory of
+    this board, where it is known not to be the usual (``energymodel doctor`` measures it).
     """
 
     engine: str = "vllm"
@@ -24,3 +27,14 @@ class Deployment:
     gpu_memory_utilization: float = 0.9
     block_size: int = 16
     power_limit_w: float | None = None
+    hbm_byte_j: float | None = None
+
+
+def changed_flags(deployment: Mapping[str, object]) -> list[str]:
+    """Flags that are not the defaults, as on the command line; the engine is named apart."""
+    defaults = asdict(Deployment())
+    return [
+        f"--{key.replace('_', '-')} {value}"
+        for key, value in deployment.items()
+        if key != "engine" and value is not None and defaults.get(key) != value
+    ]

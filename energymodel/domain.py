@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from energymodel import reading
 from energymodel.blocks import SoftmaxAttention
 from energymodel.deployment import Deployment
 from energymodel.laws import domain_axes
@@ -12,7 +13,7 @@ from energymodel.model import ModelSpec
 from energymodel.power import MIN_RELATIVE_CLOCK
 from energymodel.profile import Profile
 from energymodel.steps import Floats
-from energymodel.workload import Workload
+from energymodel.workload import Bin, Workload
 
 if TYPE_CHECKING:
     from energymodel.predict import StepCosts
@@ -55,21 +56,22 @@ def examine(
     """
     kernels = _kernel_warnings(model, profile)
     reach = [
-        *_shape_warnings(profile, costs, weight),
-        *_power_warnings(deployment, profile, costs),
+        *reading.warnings(model, workload),
+        *shape_warnings(profile, costs, weight),
+        *power_warnings(deployment, profile, costs),
         *_length_warnings(model, workload),
-        *_host_warnings(costs, weight),
+        *host_warnings(costs, weight),
     ]
     half_width = profile.accuracy.energy_quantile[model.regime]
     if reach:
         half_width *= WIDER
-    borrowed, share = _borrowed(profile, costs, weight)
+    lent, share = borrowed(profile, costs, weight)
     half_width = max(half_width, float(np.log1p(np.expm1(OTHER_KERNEL) * share)))
-    if kernels:
+    if kernels or not reading.vllm_serves(model):
         half_width = max(half_width, OTHER_KERNEL)
     half = deployment.dtype == "float16"
     notes = ["float16 is predicted with the coefficients measured in bfloat16."] if half else []
-    return Verdict(half_width=half_width, warnings=tuple(kernels + borrowed + reach + notes))
+    return Verdict(half_width=half_width, warnings=tuple(kernels + lent + reach + notes))
 
 
 def _kernel_warnings(model: ModelSpec, profile: Profile) -> list[str]:
@@ -87,14 +89,15 @@ def _kernel_warnings(model: ModelSpec, profile: Profile) -> list[str]:
     return warnings
 
 
-def _borrowed(profile: Profile, costs: "StepCosts", weight: Floats) -> tuple[list[str], float]:
+def borrowed(profile: Profile, costs: "StepCosts", weight: Floats) -> tuple[list[str], float]:
     """Operations predicted with the coefficients of others: (warnings, their share of the energy)."""
     total_j = float(weight @ costs.step_j)
     found: dict[str, float] = {}
     for cost in costs.ops:
         op = cost.op
         name = profile.calibrated_as(op.law)
-        if name == op.law and not op.stands_for:
+        # The pooled kind of calls that work row by row is made of them: nothing is borrowed.
+        if not op.stands_for and name in (op.law, "elementwise"):
             continue
         what = op.stands_for or op.law
         said = f"{what} was not calibrated: predicted with the coefficients of {name}."
@@ -103,7 +106,8 @@ def _borrowed(profile: Profile, costs: "StepCosts", weight: Floats) -> tuple[lis
     return list(matter), sum(matter.values())
 
 
-def _power_warnings(deployment: Deployment, profile: Profile, costs: "StepCosts") -> list[str]:
+def power_warnings(deployment: Deployment, profile: Profile, costs: "StepCosts") -> list[str]:
+    """Where the power limit is not that of the calibration, or cannot be held."""
     limit_w = deployment.power_limit_w
     if limit_w is None or limit_w == profile.gpu.power_limit_w:
         return []
@@ -122,7 +126,7 @@ def _power_warnings(deployment: Deployment, profile: Profile, costs: "StepCosts"
 
 
 def _length_warnings(model: ModelSpec, workload: Workload) -> list[str]:
-    longest = max(b.input_tokens + b.output_tokens for b in workload.bins)
+    longest = max(_length(model, b) for b in workload.bins)
     allowed = model.max_position_embeddings
     if allowed is None or longest <= allowed:
         return []
@@ -131,7 +135,16 @@ def _length_warnings(model: ModelSpec, workload: Workload) -> list[str]:
     ]
 
 
-def _host_warnings(costs: "StepCosts", weight: Floats) -> list[str]:
+def _length(model: ModelSpec, b: Bin) -> int:
+    """Positions of a request that the model must know, in its longer stack where it has two."""
+    if model.encoder is None:
+        shown = sum(tower.tokens(b) for tower in model.towers)
+        return shown + b.input_tokens + b.output_tokens
+    read = b.input_tokens if model.encoder_tokens is None else 0
+    return max(read, model.start_tokens + b.output_tokens - 1)
+
+
+def host_warnings(costs: "StepCosts", weight: Floats) -> list[str]:
     """Where the host's launches decide the duration, another host gives another duration."""
     bound = costs.launch_s > HOST_BOUND * costs.step_s
     share = float(weight[bound] @ costs.step_s[bound]) / float(weight @ costs.step_s)
@@ -145,7 +158,7 @@ def _host_warnings(costs: "StepCosts", weight: Floats) -> list[str]:
     ]
 
 
-def _shape_warnings(profile: Profile, costs: "StepCosts", weight: Floats) -> list[str]:
+def shape_warnings(profile: Profile, costs: "StepCosts", weight: Floats) -> list[str]:
     """One sentence for each operation that matters and lies outside the calibrated shapes."""
     total_j = float(weight @ costs.step_j)
     seen: dict[tuple[str, str], str] = {}

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,6 +10,8 @@ from typing import Any
 
 import models_zoo
 from energymodel import io
+from energymodel.diffusion import Pipeline, is_pipeline, read_pipeline
+from energymodel.diffusion.files import INDEX, parts_of, read_folder
 from energymodel.errors import InputError
 from energymodel.model import ModelSpec, model_from_config
 
@@ -34,7 +36,22 @@ def find_model(name: str) -> tuple[ModelSpec, list[str]]:
     Raises:
         InputError: No such model, or its configuration is unusable.
     """
+    spec, warnings = find_any(name)
+    if isinstance(spec, Pipeline):
+        raise InputError(f"{spec.name} makes {spec.kind}s; a language model is needed here.")
+    return spec, warnings
+
+
+def find_any(name: str) -> tuple[ModelSpec | Pipeline, list[str]]:
+    """The model or the pipeline called ``name``, and warnings, one sentence each.
+
+    Raises:
+        InputError: No such model, or its configuration is unusable.
+    """
     found = find_config(name)
+    if is_pipeline(found.config):
+        pipeline, warnings = read_pipeline(found.config, found.where)
+        return replace(pipeline, name=found.name), warnings
     spec, warnings = model_from_config(found.config, found.where)
     return replace(spec, name=found.name), warnings
 
@@ -45,7 +62,7 @@ def find_config(name: str) -> FoundConfig:
     ``name`` is, tried in this order, a name in the zoo (case does not matter, nor does the
     organisation), the path of a ``config.json`` or of its folder, or a Hugging Face id that is in
     the local cache or, with the ``hf`` extra, can be fetched. Of a repository only
-    ``config.json`` is ever read.
+    ``config.json`` is ever read, or ``model_index.json`` and the ``config.json`` of each part.
 
     Raises:
         InputError: No such model, or its configuration is no JSON object.
@@ -65,6 +82,9 @@ def find_config(name: str) -> FoundConfig:
 
 
 def _read(path: Path, where: str, name: str) -> FoundConfig:
+    if path.name == INDEX:
+        pipeline = read_folder(path.parent, MAX_CONFIG_BYTES)
+        return FoundConfig(name=name, where=where, config=pipeline)
     config = io.read_json(path, MAX_CONFIG_BYTES)
     if not isinstance(config, dict):
         raise InputError(f"{where} must be a model configuration, a JSON object.")
@@ -78,20 +98,20 @@ def _config_path(name: str) -> Path | None:
     try:
         path = Path(name).expanduser()
         is_folder, exists = path.is_dir(), path.exists()
-        has_config = (path / "config.json").exists()
+        held = [path / file for file in ("config.json", INDEX) if (path / file).exists()]
     except (OSError, RuntimeError, ValueError):  # too long, no home folder, a null character
         return None
-    if is_folder and not has_config:
-        raise InputError(f"The folder {_short(name)} must hold a config.json.")
+    if is_folder and not held:
+        raise InputError(f"The folder {_short(name)} must hold a config.json or a {INDEX}.")
     if is_folder:
-        return path / "config.json"
+        return held[0]
     looks_like_path = name.endswith(".json") or name.startswith((".", "~", "/", "\\"))
     return path if exists or looks_like_path else None
 
 
 def _label(path: Path) -> str:
     """What to call a model that is only a file: its folder, or the file where it has a name."""
-    return path.absolute().parent.name if path.name == "config.json" else path.stem
+    return path.absolute().parent.name if path.name in ("config.json", INDEX) else path.stem
 
 
 # Hugging Face --------------------------------------------------------------------------------
@@ -106,18 +126,20 @@ def _cache_folder() -> Path:
 
 
 def _cached(repo: str) -> Path | None:
-    """The config.json that the local cache has for the main revision, or None."""
+    """The configuration that the local cache has for the main revision, or None."""
     try:
         folder = _cache_folder() / f"models--{repo.replace('/', '--')}"
         revision = io.read_text(folder / "refs" / "main", 200).strip()
-        path = folder / "snapshots" / revision / "config.json"
-        return path if _REVISION.fullmatch(revision) and path.exists() else None
+        if not _REVISION.fullmatch(revision):
+            return None
+        paths = [folder / "snapshots" / revision / file for file in ("config.json", INDEX)]
+        return next((path for path in paths if path.exists()), None)
     except (InputError, OSError, RuntimeError):
         return None
 
 
 def _fetched(repo: str) -> Path | None:
-    """Fetch the config.json of a repository; None without the ``hf`` extra."""
+    """Fetch the configuration of a repository; None without the ``hf`` extra."""
     if "/" not in repo:
         return None
     try:
@@ -135,7 +157,10 @@ def _fetched(repo: str) -> Path | None:
     if not _reachable(ENDPOINT):
         raise InputError(_unknown(repo))
     try:
-        return Path(hf_hub_download(repo, "config.json"))
+        try:
+            return Path(hf_hub_download(repo, "config.json"))
+        except EntryNotFoundError:
+            return _fetched_pipeline(lambda file: Path(hf_hub_download(repo, file)))
     except GatedRepoError as error:
         raise InputError(
             f"Model {repo} is gated on Hugging Face: accept its terms and log in, "
@@ -143,6 +168,15 @@ def _fetched(repo: str) -> Path | None:
         ) from error
     except (OSError, ValueError, EntryNotFoundError) as error:
         raise InputError(_unknown(repo)) from error
+
+
+def _fetched_pipeline(fetch: Callable[[str], Path]) -> Path:
+    """Fetch the index of a pipeline and the configuration of each part, into one folder."""
+    path = fetch(INDEX)
+    index = io.read_json(path, MAX_CONFIG_BYTES)
+    for part in parts_of(index) if isinstance(index, dict) else ():
+        fetch(f"{part}/config.json")
+    return path
 
 
 def _reachable(endpoint: str, timeout_s: float = 3.0) -> bool:
@@ -165,7 +199,7 @@ def _reachable(endpoint: str, timeout_s: float = 3.0) -> bool:
 
 
 def _unknown(name: str) -> str:
-    ids = models_zoo.names()
+    ids = (*models_zoo.names(), *models_zoo.pipelines())
     full = {i.lower(): i for i in ids}
     short = {i.lower().split("/", 1)[1]: i for i in ids}
     wanted = name[:100].lower()

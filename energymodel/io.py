@@ -30,6 +30,7 @@ MAX_FILE_BYTES = 64 * 1024 * 1024
 _Name = Annotated[str, Meta(min_length=1, max_length=256)]
 _Tokens = Annotated[int, Meta(ge=1, le=10_000_000)]
 _Size = Annotated[int, Meta(ge=1, le=1_000_000)]
+_Pixels = Annotated[int, Meta(ge=1, le=100_000)]
 
 
 class BinJson(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,6 +40,13 @@ class BinJson(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     output_tokens: Annotated[int, Meta(ge=0, le=10_000_000)]
     count: Annotated[int, Meta(ge=1, le=10_000_000)] | UnsetType = UNSET
     requests_per_s: Annotated[float, Meta(gt=0, le=1_000_000)] | UnsetType = UNSET
+    images: Annotated[int, Meta(ge=0, le=10_000)] = 0
+    image_width: _Pixels | UnsetType = UNSET
+    image_height: _Pixels | UnsetType = UNSET
+    audio_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
+    num_frames: Annotated[int, Meta(ge=1, le=100_000)] | UnsetType = UNSET
+    num_inference_steps: Annotated[int, Meta(ge=1, le=10_000)] | UnsetType = UNSET
+    guidance_scale: Annotated[float, Meta(ge=0, le=1_000)] | UnsetType = UNSET
 
 
 _ONE_LOAD = Meta(
@@ -73,6 +81,7 @@ class RunJson(Struct, frozen=True, kw_only=True):
     gpu_memory_utilization: Annotated[float, Meta(gt=0, le=1)] | UnsetType = UNSET
     block_size: _Size | UnsetType = UNSET
     power_limit_w: Annotated[float, Meta(gt=0, le=100_000)] | UnsetType | None = UNSET
+    hbm_byte_j: Annotated[float, Meta(gt=0, le=1)] | UnsetType | None = UNSET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +143,11 @@ def _workload(bins: tuple[BinJson, ...], where: str) -> Workload:
         if (b.count is UNSET) != (bins[0].count is UNSET):
             key = "requests_per_s" if bins[0].count is UNSET else "count"
             raise InputError(f"{where}: bins[{i}] must have {key}, as bins[0] has.")
+        if b.images and UNSET in (b.image_width, b.image_height):
+            raise InputError(
+                f"{where}: bins[{i}] has images and must have image_width and image_height, "
+                "in pixels."
+            )
     return Workload(
         bins=tuple(
             Bin(
@@ -141,6 +155,15 @@ def _workload(bins: tuple[BinJson, ...], where: str) -> Workload:
                 output_tokens=b.output_tokens,
                 count=None if b.count is UNSET else b.count,
                 requests_per_s=None if b.requests_per_s is UNSET else b.requests_per_s,
+                images=b.images,
+                image_width=None if b.image_width is UNSET else b.image_width,
+                image_height=None if b.image_height is UNSET else b.image_height,
+                audio_s=b.audio_s,
+                num_frames=None if b.num_frames is UNSET else b.num_frames,
+                num_inference_steps=(
+                    None if b.num_inference_steps is UNSET else b.num_inference_steps
+                ),
+                guidance_scale=None if b.guidance_scale is UNSET else b.guidance_scale,
             )
             for b in bins
         )
@@ -174,9 +197,7 @@ def read_json(path: str | Path, limit_bytes: int = MAX_FILE_BYTES) -> object:
 def parse_json(text: str, where: str) -> object:
     """Parse JSON strictly; ``where`` names the text in errors."""
     try:
-        value: object = json.loads(
-            text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float
-        )
+        value: object = DECODER.decode(text)
         if "\\u" in text:
             # An escaped half of a surrogate pair is a string that cannot be printed again.
             json.dumps(value, ensure_ascii=False).encode()
@@ -210,6 +231,10 @@ def _float(digits: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"the number {digits[:20]} is too large")
     return value
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
+"""JSON without NaN, duplicate keys, or numbers that a double cannot hold."""
 
 
 # Converting ----------------------------------------------------------------------------------

@@ -204,11 +204,11 @@ def traffic(
 def streaming(s: Shapes, p: Parameters) -> Timed:
     """Row by row: a fixed start, then the longer of bytes moved and rows walked.
 
-    What fits the L2 cache moves faster. A row is walked by one block, ``element_s`` for each of
+    What fits the L2 cache moves faster, or as fast. A row is walked by one block, ``element_s`` for each of
     its ``width`` values, and ``rows_per_sm`` rows run on a multiprocessor at a time.
     """
     memory = s["bytes"] / p["bytes_per_s"]
-    cached = s["bytes"] / p["cache_bytes_per_s"]
+    cached = s["bytes"] / np.maximum(p["cache_bytes_per_s"], p["bytes_per_s"])
     spill = memory_share(s["bytes"], p["cache_bytes"])
     moving = spill * memory + (1.0 - spill) * cached
     waves = 1.0 + s["rows"] / (p.get("sm_count", SM_COUNT) * p["rows_per_sm"])

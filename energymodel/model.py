@@ -10,9 +10,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from energymodel.blocks import Block, CrossAttention, Mlp, Moe
+from energymodel.blocks import (
+    Block,
+    CrossAttention,
+    DisentangledAttention,
+    Mlp,
+    Moe,
+    SoftmaxAttention,
+    leaves,
+)
+from energymodel.blocks.ends import End
 from energymodel.dtypes import DTYPE_BYTES
 from energymodel.errors import InputError
+from energymodel.towers import Tower
 from energymodel.weights import Weight, table, vector
 
 __all__ = ["LayerSpec", "Mlp", "ModelSpec", "Moe", "Stack", "model_from_config"]
@@ -37,8 +47,9 @@ class LayerSpec:
     """Blocks that run one after the other, each within a residual connection.
 
     ``formats`` are those of weights that the checkpoint stores narrower than 16 bits, by name.
-    ``repeated``: the weights are those of an earlier layer (ALBERT). ``other_params``: learnt
-    vectors without an operation of their own, such as layer scales.
+    ``repeated``: the weights are those of an earlier layer (ALBERT). ``outside`` are blocks outside
+    of those residual connections, with norms and sums of their own (Gemma 3n). ``other_params``:
+    learnt vectors without an operation of their own, such as layer scales.
     """
 
     blocks: tuple[Block, ...]
@@ -46,6 +57,7 @@ class LayerSpec:
     layout: Layout = "pre"
     formats: tuple[tuple[str, str], ...] = ()
     repeated: bool = False
+    outside: tuple[Block, ...] = ()
     other_params: int = 0
 
     @property
@@ -60,13 +72,19 @@ class LayerSpec:
             return 1
         return (2 if self.layout == "sandwich" else 1) * len(self.blocks)
 
+    @property
+    def leaves(self) -> tuple[Block, ...]:
+        """Its blocks, and in the place of those that are made of others their parts."""
+        return tuple(leaf for b in self.blocks for leaf in leaves(b))
+
     def find(self, kind: type[T]) -> T | None:
         """The first block of a kind, or None."""
-        return next((b for b in self.blocks if isinstance(b, kind)), None)
+        return next((b for b in self.leaves if isinstance(b, kind)), None)
 
     def weights(self, hidden_size: int) -> tuple[Weight, ...]:
         """Every tensor of the layer."""
-        blocks = (w for b in self.blocks for w in b.weights(hidden_size, self.norm_vectors))
+        every = (*self.blocks, *self.outside)
+        blocks = (w for b in every for w in b.weights(hidden_size, self.norm_vectors))
         vectors = self.norms * self.norm_vectors * hidden_size + self.other_params
         return (*blocks, *([vector("norm", vectors)] if vectors else []))
 
@@ -75,13 +93,18 @@ class LayerSpec:
 class Stack:
     """Layers of one width, the normalisation behind them, and tensors outside layers.
 
+    ``before`` and ``after`` are what runs outside the layers: after the look-up of the embedding
+    (which an audio encoder does without: ``embeds`` is off) and after the final normalisation.
     ``final_norm`` is None where nothing normalises after the last layer.
     """
 
     hidden_size: int
     layers: tuple[LayerSpec, ...]
     final_norm: Norm | None = "rms"
+    before: tuple[End, ...] = ()
+    after: tuple[End, ...] = ()
     other: tuple[Weight, ...] = ()
+    embeds: bool = True
 
     def layer_groups(self) -> tuple[tuple[LayerSpec, int], ...]:
         """Distinct layers, in order of first appearance, with how often each occurs."""
@@ -101,6 +124,9 @@ class Stack:
                     yield w, count, formats
         if self.final_norm is not None:
             yield vector("final_norm", NORM_VECTORS[self.final_norm] * self.hidden_size), 1, {}
+        for end in (*self.before, *self.after):
+            for w in end.weights(self.hidden_size):
+                yield w, 1, {}
         for w in self.other:
             yield w, 1, {}
 
@@ -110,10 +136,15 @@ class ModelSpec:
     """A language model, spelt as in its ``config.json``.
 
     ``text`` are the layers that the tokens of a request pass; ``encoder`` those that its prompt
-    passes first, in an encoder-decoder. ``has_head``: logits over the vocabulary are computed.
+    passes first, in an encoder-decoder, whose decoder begins every answer with ``start_tokens``.
+    ``encoder_tokens`` is given where the encoder sees so many positions however short the input is
+    (Whisper: 30 s of sound, padded with silence). ``has_head``: logits over the vocabulary are computed.
     ``embedding_size`` is the width of the embedding table where it differs from the layers'.
     ``mtp`` are layers that predict further tokens (DeepSeek V3): stored by the checkpoint, run
-    only where an engine speculates with them, and counted in no total.
+    only where an engine speculates with them, and counted in no total. ``towers`` look at the images
+    of a prompt and listen to its sound. ``quantization`` is the method that the checkpoint was made
+    with, ``kv_cache_dtype`` what it asks the cache to be kept in; None where it is not quantised, or
+    asks for nothing.
     """
 
     name: str
@@ -122,12 +153,17 @@ class ModelSpec:
     tie_word_embeddings: bool
     text: Stack
     encoder: Stack | None = None
+    start_tokens: int = 1
+    encoder_tokens: int | None = None
     has_head: bool = True
     lm_head_bias: bool = False
     embedding_size: int | None = None
     final_logit_softcapping: float | None = None
     max_position_embeddings: int | None = None
     mtp: Stack | None = None
+    towers: tuple[Tower, ...] = ()
+    quantization: str | None = None
+    kv_cache_dtype: str | None = None
 
     @property
     def hidden_size(self) -> int:
@@ -150,6 +186,16 @@ class ModelSpec:
         if self.encoder is not None:
             return "encoder-decoder"
         return "decoder" if self.has_head else "encoder"
+
+    @property
+    def reads_whole(self) -> bool:
+        """Whether a prompt must be in one step, because its tokens see those behind them."""
+        blocks = (block for layer, _ in self.layer_groups() for block in layer.blocks)
+        return self.encoder is not None or any(
+            isinstance(b, DisentangledAttention)
+            or (isinstance(b, SoftmaxAttention) and not b.causal)
+            for b in blocks
+        )
 
     @property
     def regime(self) -> Literal["dense", "moe"]:
@@ -175,7 +221,7 @@ class ModelSpec:
         """Parameters that one token is multiplied with.
 
         The LM head is included, tied or not; the embedding table as such is not (a look-up
-        multiplies nothing), nor are the experts that the router does not choose. Model cards that
+        multiplies nothing), nor are the experts that the router does not choose, nor towers. Cards that
         count the table too ("A3B") give a larger number by vocab_size x hidden_size.
         """
         head = self.embedding_param_count if self.has_head and self.tie_word_embeddings else 0
@@ -230,6 +276,12 @@ class ModelSpec:
         yield from self.text.weights()
         if self.encoder is not None:
             yield from self.encoder.weights()
+        for tower in self.towers:
+            yield from tower.weights()
+
+
+ONLINE: Mapping[str, str] = {"fp8": "fp8", "bitsandbytes": "nf4"}
+"""Formats that an engine gives a wide checkpoint while it loads it, by the name of the method."""
 
 
 def quantized(model: ModelSpec, quantization: str | None) -> str | None:
@@ -238,15 +290,20 @@ def quantized(model: ModelSpec, quantization: str | None) -> str | None:
     Raises:
         InputError: it is not known, or the checkpoint is stored in another format already.
     """
-    if quantization is None:
+    # vLLM names the kernels that run such a checkpoint by themselves, too.
+    method = quantization and quantization.removesuffix("_marlin")
+    if method is None or method == model.quantization:
         return None
-    stored = sorted({f for layer in model.layers for _, f in layer.formats})
-    if quantization in stored:
-        return None
-    if quantization == "fp8" and not stored:
-        return "fp8"
-    reason = f"the checkpoint is already {' and '.join(stored)}" if stored else "known: fp8"
+    if model.quantization is None and method in ONLINE:
+        return ONLINE[method]
+    stored = model.quantization
+    reason = f"the checkpoint is already {stored}" if stored else f"known: {', '.join(ONLINE)}"
     raise InputError(f"quantization '{quantization}' is not supported for this model ({reason})")
+
+
+def cache_dtype(model: ModelSpec, asked: str, dtype: str) -> str:
+    """Format of cached keys and values where ``--kv-cache-dtype`` is ``asked``."""
+    return (model.kv_cache_dtype or dtype) if asked == "auto" else asked
 
 
 def layer_formats(

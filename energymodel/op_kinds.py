@@ -23,7 +23,9 @@ class Op:
     in what the arithmetic runs, ``stored`` in what weights or cached values are kept. ``flop`` and
     ``hbm_bytes`` are of one call; ``weight_bytes`` is the part of ``hbm_bytes`` that are weights or
     cached keys and values. ``stands_for`` names what really runs where no law of its own exists
-    and that of ``kind`` is borrowed. ``shape`` by kind:
+    and that of ``kind`` is borrowed. ``asked`` is what one request of each row of chunks asks of it
+    [n_chunks], and of each row of decoding sequences [n_decodes], in any unit; None: its tokens (or
+    its sampled rows, at the end of the model). ``shape`` by kind:
 
     - gemm: ``m`` rows, ``n`` outputs, ``k`` inputs, ``weight_element_bytes``
     - moe: ``tokens``, ``hidden_size``, ``intermediate_size``, ``num_experts``, ``top_k``,
@@ -35,7 +37,8 @@ class Op:
       ``heads``, ``kv_heads``, ``head_dim``, ``window``, ``kv_element_bytes``
     - mla_*, scan_*, linear_attention_*: ``blocks`` (pieces that run independently of each other),
       ``steps`` (that follow one another), ``flop``, ``bytes``
-    - elementwise, gather, sampling: ``rows``, ``width``, ``bytes`` (as ``hbm_bytes``)
+    - elementwise, gather, sampling and the kernels that work row by row (``rms_norm``, ``rotary``,
+      ...): ``rows``, ``width``, ``bytes`` (as ``hbm_bytes``)
     """
 
     name: str
@@ -49,6 +52,7 @@ class Op:
     weight_bytes: Floats
     shape: Shape
     stands_for: str = ""
+    asked: tuple[Floats, Floats] | None = None
 
     @property
     def law(self) -> str:
@@ -60,9 +64,10 @@ class Op:
 class Context:
     """What every operation of a lowering needs; arrays have shape [n_steps].
 
-    ``prompt_tokens`` are the input tokens of a request of each bin. ``count``, ``formats`` (of
-    weights that are not wide, by name) and ``norm_vectors`` (of one normalisation) are those of
-    the layer that is being lowered.
+    ``source_tokens`` are what cross attention reads for a request of each bin: the prompt of an
+    encoder-decoder, the features of images. ``count``, ``formats`` (of weights that are not wide,
+    by name) and ``norm_vectors`` (of one normalisation) are those of the layer that is being
+    lowered.
     """
 
     steps: Steps
@@ -71,7 +76,7 @@ class Context:
     kv_element_bytes: float
     tokens: Floats
     sampled: Floats
-    prompt_tokens: Ints
+    source_tokens: Ints
     count: int = 1
     formats: tuple[tuple[str, str], ...] = ()
     norm_vectors: int = 1
@@ -107,6 +112,7 @@ def linear(
     bias: bool = False,
     rows: Floats | None = None,
     stands_for: str = "",
+    asked: tuple[Floats, Floats] | None = None,
 ) -> list[Op]:
     """[m, k] x [k, n] with m = ``rows`` (all tokens if None), after the quantisation of its input."""
     m = ctx.tokens if rows is None else rows
@@ -132,10 +138,12 @@ def linear(
             "input_element_bytes": entering,
         },
         stands_for=stands_for,
+        asked=asked,
     )
     if entering == ctx.wide:
         return [gemm]
-    return [quantise(ctx, f"{name}_quant", component, width=k, narrow=entering, rows=rows), gemm]
+    before = quantise(ctx, f"{name}_quant", component, width=k, narrow=entering, rows=rows)
+    return [replace(before, asked=asked), gemm]
 
 
 def quantise(
@@ -149,7 +157,9 @@ def quantise(
 ) -> Op:
     """Dynamic activation quantisation: reads 16 bits, writes ``narrow`` bytes a value."""
     row_bytes = width * (ctx.wide + narrow)
-    return elementwise(ctx, name, component, width=width, row_bytes=row_bytes, rows=rows)
+    return elementwise(
+        ctx, name, component, width=width, row_bytes=row_bytes, rows=rows, kind="quantise"
+    )
 
 
 def normalise(
@@ -168,15 +178,24 @@ def normalise(
     width = ctx.hidden_size if width is None else width
     row_bytes = tensors * width * ctx.wide
     fixed = (ctx.norm_vectors * width if weights is None else weights) * ctx.wide
-    return elementwise(ctx, name, "norm", width=width, row_bytes=row_bytes, fixed=fixed, rows=rows)
+    kind = "layer_norm" if ctx.norm_vectors > 1 else "rms_norm"
+    return elementwise(
+        ctx, name, "norm", width=width, row_bytes=row_bytes, fixed=fixed, rows=rows, kind=kind
+    )
 
 
 def in_place(
-    ctx: Context, name: str, component: str, *, width: int, rows: Floats | None = None
+    ctx: Context,
+    name: str,
+    component: str,
+    *,
+    width: int,
+    rows: Floats | None = None,
+    kind: str = "elementwise",
 ) -> Op:
     """A call that reads and rewrites ``width`` values of each row."""
     row_bytes = 2 * width * ctx.wide
-    return elementwise(ctx, name, component, width=width, row_bytes=row_bytes, rows=rows)
+    return elementwise(ctx, name, component, width=width, row_bytes=row_bytes, rows=rows, kind=kind)
 
 
 def elementwise(
@@ -189,6 +208,7 @@ def elementwise(
     fixed: float = 0.0,
     rows: Floats | None = None,
     kind: str = "elementwise",
+    asked: tuple[Floats, Floats] | None = None,
 ) -> Op:
     """A call bound by memory: ``row_bytes`` for each row and ``fixed`` bytes once."""
     m = ctx.tokens if rows is None else rows
@@ -204,4 +224,5 @@ def elementwise(
         hbm_bytes=hbm_bytes,
         weight_bytes=np.zeros_like(m),
         shape={"rows": m, "width": float(width), "bytes": hbm_bytes},
+        asked=asked,
     )

@@ -11,17 +11,28 @@ engine makes in a step, for all steps at once. Conventions:
 - Narrow formats: weights of projections and experts take what the format takes; where it narrows
   the arithmetic too (fp8, int8), inputs are quantised by an elementwise call just before. Norms,
   embeddings, router and LM head keep 16 bits.
-- Of an encoder-decoder the prompt passes the encoder; the decoder starts from one token.
+- Images and sound pass the towers of the model in the step that computes the first of their tokens.
+- Of an encoder-decoder the prompt passes the encoder; the decoder starts from its start tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from energymodel.blocks import CrossAttention
 from energymodel.deployment import Deployment
 from energymodel.dtypes import DTYPE_BYTES
 from energymodel.errors import InputError
-from energymodel.model import NORM_VECTORS, LayerSpec, ModelSpec, Stack, layer_formats, quantized
+from energymodel.model import (
+    NORM_VECTORS,
+    LayerSpec,
+    ModelSpec,
+    Stack,
+    cache_dtype,
+    layer_formats,
+    quantized,
+)
 from energymodel.op_kinds import (
     Context,
     Op,
@@ -31,7 +42,9 @@ from energymodel.op_kinds import (
     linear,
     normalise,
 )
-from energymodel.steps import Chunks, Decodes, Ints, Steps
+from energymodel.steps import Ints, Steps
+from energymodel.towers import features, loads
+from energymodel.workload import Bin
 
 __all__ = ["Op", "Shape", "lower"]
 
@@ -39,25 +52,33 @@ NO_PROMPTS: Ints = np.zeros(0, dtype=np.int64)
 
 
 def lower(
-    model: ModelSpec, deployment: Deployment, steps: Steps, prompt_tokens: Ints = NO_PROMPTS
+    model: ModelSpec,
+    deployment: Deployment,
+    steps: Steps,
+    prompt_tokens: Ints = NO_PROMPTS,
+    bins: Sequence[Bin] = (),
 ) -> tuple[Op, ...]:
     """Every call of a step of ``model``, in order; like layers are merged through ``count``.
 
-    ``prompt_tokens``: input tokens of a request of each bin, which cross attention needs.
+    ``prompt_tokens``: input tokens of a request of each bin, which cross attention needs;
+    ``bins``: what its requests show to the towers of the model (nothing unless given).
     """
-    ctx = _context(model, deployment, steps, prompt_tokens)
+    source = features(model.towers, bins, steps) if model.encoder is None else prompt_tokens
+    ctx = _context(model, deployment, steps, source)
     online = quantized(model, deployment.quantization)
-    ops: list[Op] = []
+    ops = _towers(ctx, model, bins)
     if model.encoder is not None:
-        reading = _of_stack(ctx, model.encoder, _prompts(steps))
-        ops += [_embedding(reading, model), *_stack(reading, model.encoder, online, head=False)]
-        ctx = _of_stack(ctx, model.text, _generation(steps, prompt_tokens))
-    ops += [_embedding(ctx, model), *_stack(ctx, model.text, online, head=model.has_head)]
+        reading = _of_stack(ctx, model.encoder, _prompts(steps, prompt_tokens))
+        ops += _asked_by(reading, _stack(reading, model, model.encoder, online))
+        ctx = _of_stack(ctx, model.text, _generation(steps, prompt_tokens, model.start_tokens))
+        ops += _asked_by(ctx, _stack(ctx, model, model.text, online))
+    else:
+        ops += _stack(ctx, model, model.text, online)
     return (*ops, *(_head(ctx, model) if model.has_head else []))
 
 
 def _context(
-    model: ModelSpec, deployment: Deployment, steps: Steps, prompt_tokens: Ints
+    model: ModelSpec, deployment: Deployment, steps: Steps, source_tokens: Ints
 ) -> Context:
     for flag in ("tensor_parallel_size", "pipeline_parallel_size"):
         if getattr(deployment, flag) != 1:
@@ -70,22 +91,43 @@ def _context(
         steps=steps,
         hidden_size=model.hidden_size,
         dtype=dtype,
-        kv_element_bytes=_kv_element_bytes(deployment.kv_cache_dtype, dtype),
+        kv_element_bytes=_kv_element_bytes(cache_dtype(model, deployment.kv_cache_dtype, dtype)),
         tokens=steps.sum_chunks(steps.chunks.tokens) + decodes,
         sampled=steps.sum_chunks(steps.chunks.last) + decodes,
-        prompt_tokens=prompt_tokens,
+        source_tokens=source_tokens,
     )
 
 
-def _kv_element_bytes(kv_cache_dtype: str, dtype: str) -> float:
+def _kv_element_bytes(kv_cache_dtype: str) -> float:
     if kv_cache_dtype.startswith("fp8"):  # vLLM: fp8, fp8_e4m3, fp8_e5m2
         return DTYPE_BYTES["fp8"]
-    name = dtype if kv_cache_dtype == "auto" else kv_cache_dtype
-    if name not in ("bfloat16", "float16"):
+    if kv_cache_dtype not in ("bfloat16", "float16"):
         raise InputError(
             f"kv_cache_dtype is '{kv_cache_dtype}'; it must be auto, bfloat16, float16 or fp8"
         )
-    return DTYPE_BYTES[name]
+    return DTYPE_BYTES[kv_cache_dtype]
+
+
+# --- towers ---------------------------------------------------------------------------------------
+
+
+def _towers(ctx: Context, model: ModelSpec, bins: Sequence[Bin]) -> list[Op]:
+    """What runs for the images and the sound of the prompts, in 16 bits."""
+    ops: list[Op] = []
+    for tower, load_of in loads(model.towers, ctx.steps, bins):
+        for part in tower.parts:
+            load, work = load_of[part.rows], part.work
+            if isinstance(work, Stack):
+                inside = _of_stack(ctx, work, load.steps)
+                made = _stack(inside, model, work, None)
+            else:
+                inside = _of_stack(ctx, model.text, load.steps)
+                made = [op for piece in work for op in piece.operations(inside)]
+            for op in made:
+                asked = load.asked_rows if op.asked is None else load.asked(op.asked[0])
+                name = f"{tower.component}_{op.name}"
+                ops.append(replace(op, name=name, component=tower.component, asked=asked))
+    return ops
 
 
 # --- encoder-decoders -----------------------------------------------------------------------------
@@ -103,50 +145,87 @@ def _of_stack(ctx: Context, stack: Stack, steps: Steps) -> Context:
     )
 
 
-def _prompts(steps: Steps) -> Steps:
-    """What an encoder sees: the prompts, and nothing that decodes."""
-    nothing = np.zeros(0, dtype=np.int64)
-    decodes = Decodes(step=nothing, context=nothing.astype(float), count=nothing, bin=nothing)
-    return replace(steps, decodes=decodes)
+def _prompts(steps: Steps, prompt_tokens: Ints) -> Steps:
+    """What an encoder sees: the prompts, whole, and nothing that decodes.
 
-
-def _generation(steps: Steps, prompt_tokens: Ints) -> Steps:
-    """What the decoder sees: one start token for each complete prompt, then what it generates."""
+    Rows stay aligned with those of ``steps``; what is not there has a count of 0.
+    """
     chunks, decodes = steps.chunks, steps.decodes
-    kept = chunks.last > 0
-    starts = Chunks(
-        step=chunks.step[kept],
-        tokens=np.ones_like(chunks.tokens[kept]),
-        context=np.zeros_like(chunks.context[kept]),
-        count=chunks.count[kept],
-        last=chunks.last[kept],
-        bin=chunks.bin[kept],
+    tokens = np.minimum(chunks.tokens, prompt_tokens[chunks.bin])
+    return replace(
+        steps,
+        chunks=replace(chunks, tokens=tokens),
+        decodes=replace(decodes, count=np.zeros_like(decodes.count)),
     )
-    # The cache holds the start token where the decoder-only one holds the prompt.
-    generated = decodes.context - prompt_tokens[decodes.bin] + 1.0
+
+
+def _generation(steps: Steps, prompt_tokens: Ints, start_tokens: int) -> Steps:
+    """What the decoder sees: the start of each answer, then what it generates.
+
+    After a preemption a chunk holds what was generated before, too. A request that generates
+    nothing ends with the encoder. Rows stay aligned with those of ``steps``.
+    """
+    chunks, decodes = steps.chunks, steps.decodes
+    tokens = np.maximum(chunks.tokens - prompt_tokens[chunks.bin], 0) + start_tokens
+    starts = replace(
+        chunks, tokens=np.where(chunks.last > 0, tokens, 0), count=chunks.count * chunks.last
+    )
+    # The cache holds the start tokens where that of a decoder holds the prompt.
+    generated = decodes.context - prompt_tokens[decodes.bin] + start_tokens
     return replace(steps, chunks=starts, decodes=replace(decodes, context=generated))
+
+
+def _asked_by(ctx: Context, ops: list[Op]) -> list[Op]:
+    """The operations of a stack that sees other rows than the schedule has: by those rows."""
+    steps = ctx.steps
+    tokens = np.where(steps.chunks.count > 0, steps.chunks.tokens, 0).astype(np.float64)
+    asked = tokens, (steps.decodes.count > 0).astype(np.float64)
+    return [op if op.asked is not None else replace(op, asked=asked) for op in ops]
 
 
 # --- layers ---------------------------------------------------------------------------------------
 
 
-def _stack(ctx: Context, stack: Stack, online: str | None, *, head: bool) -> list[Op]:
-    """All layers and the normalisation behind the last."""
-    ops: list[Op] = []
+def _stack(ctx: Context, model: ModelSpec, stack: Stack, online: str | None) -> list[Op]:
+    """Embedding, all layers and the normalisation behind the last, and what is around them."""
+    ops = [_embedding(ctx, model)] if stack.embeds else []
+    ops += [op for end in stack.before for op in end.operations(ctx)]
     for layer, count in stack.layer_groups():
         formats = layer_formats(layer, stack.hidden_size, online)
-        ops += _layer(
-            ctx.within(count=count, formats=formats, norm_vectors=layer.norm_vectors), layer
-        )
-    if stack.final_norm is None:
-        return ops
-    # Where layers carry the residual apart, the last sum is fused into this norm.
-    tensors = 4 if head and stack.layers[-1].layout in ("pre", "sandwich") else 2
-    weights = NORM_VECTORS[stack.final_norm] * stack.hidden_size
-    return [*ops, normalise(ctx, "final_norm", tensors=tensors, weights=weights)]
+        inside = ctx.within(count=count, formats=formats, norm_vectors=layer.norm_vectors)
+        if model.encoder is None and layer.find(CrossAttention) is not None:
+            inside = _with_images(inside)
+            ops += _asked_by(inside, _layer(inside, layer))
+        else:
+            ops += _layer(inside, layer)
+    if stack.final_norm is not None:
+        # Where layers carry the residual apart, the last sum is fused into this norm.
+        tensors = 4 if stack.layers[-1].layout in ("pre", "sandwich") else 2
+        weights = NORM_VECTORS[stack.final_norm] * stack.hidden_size
+        ops.append(normalise(ctx, "final_norm", tensors=tensors, weights=weights))
+    return ops + [op for end in stack.after for op in end.operations(ctx)]
+
+
+def _with_images(ctx: Context) -> Context:
+    """The requests whose images a layer attends to; the others skip it."""
+    steps, chunks, decodes = ctx.steps, ctx.steps.chunks, ctx.steps.decodes
+    seen = ctx.source_tokens > 0
+    kept = replace(
+        steps,
+        chunks=replace(chunks, count=np.where(seen[chunks.bin], chunks.count, 0)),
+        decodes=replace(decodes, count=np.where(seen[decodes.bin], decodes.count, 0)),
+    )
+    tokens = kept.sum_chunks(kept.chunks.tokens) + kept.decoding
+    return replace(ctx, steps=kept, tokens=tokens)
 
 
 def _layer(ctx: Context, layer: LayerSpec) -> list[Op]:
+    outside = [op for block in layer.outside for op in block.operations(ctx)]
+    return [*_within(ctx, layer), *outside]
+
+
+def _within(ctx: Context, layer: LayerSpec) -> list[Op]:
+    """Blocks within residual connections, their norms and sums."""
     if layer.layout in ("parallel", "parallel_two"):
         norms = [_norm(ctx, name, 2) for name in _names(layer)[: layer.norms]]
         blocks = [op for block in layer.blocks for op in block.operations(ctx)]
@@ -193,8 +272,9 @@ def _norm(ctx: Context, name: str, tensors: int) -> Op:
 def _residual(ctx: Context, tensors: int) -> Op:
     """One sum: reads all but one of ``tensors``, writes one."""
     width = ctx.hidden_size
+    row_bytes = tensors * width * ctx.wide
     return elementwise(
-        ctx, "residual_add", "norm", width=width, row_bytes=tensors * width * ctx.wide
+        ctx, "residual_add", "norm", width=width, row_bytes=row_bytes, kind="residual_add"
     )
 
 

@@ -1,30 +1,40 @@
 """The straight line from a workload to joules: schedule, lower, time, power, sum."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from energymodel import attribution, baselines, domain, latency, power
+from energymodel.causes import PhaseShare, by_phase, serving_shares
 from energymodel.deployment import ENGINES, Deployment
 from energymodel.errors import InputError
 from energymodel.laws import traffic
 from energymodel.model import ModelSpec
 from energymodel.ops import Op, lower
 from energymodel.power import StepLoad
-from energymodel.prediction import Clock, ComponentEnergy, Prediction
+from energymodel.prediction import (
+    BinEnergy,
+    Clock,
+    ComponentEnergy,
+    Latency,
+    PhaseEnergy,
+    Prediction,
+)
 from energymodel.profile import Profile
+from energymodel.reading import served_workload
 from energymodel.serving import Schedule, schedule_offline
+from energymodel.settling import on_other_boards, settle
 from energymodel.steps import Floats, Steps
 from energymodel.timing import OpTime, op_times
-from energymodel.vllm_engine import EngineTime, engine_time, kv_capacity_tokens, padded
-from energymodel.workload import Workload
+from energymodel.vllm_engine import EngineTime, cache_room, engine_time, padded
+from energymodel.workload import Bin, Workload
 
 INTERVAL_LEVEL = 0.9
+# No memory of a GPU costs less or more.
+LEAST_BYTE_J, MOST_BYTE_J = 1e-12, 1e-9
 # A step counts as power limited when its clock is this far below the maximum.
 LIMITED_BELOW = 0.995
-# The temperature follows the mean power and the static power follows the temperature; the second
-# round changes the energy by less than 1e-4.
-THERMAL_ROUNDS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +44,7 @@ class OpCost:
     op: Op
     seconds: Floats
     energy_j: Floats
+    full_clock_s: Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +52,8 @@ class StepCosts:
     """Time and energy of each step (one iteration), shape [n_steps], static power included.
 
     ``overhead_*`` are inside ``step_*``: GPU time outside the layers and waiting for the host,
-    whose launches take ``launch_s``.
+    whose launches take ``launch_s``. ``other_boards``: energy of the run on the boards whose memory
+    costs least and most, over that on the board asked for.
     """
 
     ops: tuple[OpCost, ...]
@@ -53,6 +65,8 @@ class StepCosts:
     launch_s: Floats
     submit_s: float
     submit_j: float
+    static_w: float
+    other_boards: tuple[float, float] = (1.0, 1.0)
 
 
 def predict(
@@ -65,9 +79,16 @@ def predict(
             message names the field.
     """
     check(deployment, profile)
-    capacity = kv_capacity_tokens(model, deployment, profile.gpu)
-    schedule = schedule_offline(workload, deployment, capacity)
-    costs = step_costs(model, deployment, workload, schedule, profile)
+    served = served_workload(model, workload)
+    room = cache_room(model, deployment, profile.gpu)
+    schedule = schedule_offline(
+        served,
+        room.limits(deployment),
+        room.tokens,
+        state_blocks=room.state_blocks,
+        whole_prompts=model.reads_whole,
+    )
+    costs = step_costs(model, deployment, served, schedule, profile)
     return _prediction(model, deployment, workload, profile, schedule=schedule, costs=costs)
 
 
@@ -75,6 +96,12 @@ def check(deployment: Deployment, profile: Profile) -> None:
     """Refuse what the profile cannot answer."""
     if deployment.engine not in ENGINES:
         raise InputError(f"engine '{deployment.engine}' is not one of: {', '.join(ENGINES)}.")
+    byte_j = deployment.hbm_byte_j
+    if byte_j is not None and not LEAST_BYTE_J <= byte_j <= MOST_BYTE_J:
+        raise InputError(
+            f"hbm_byte_j must be from {LEAST_BYTE_J:g} to {MOST_BYTE_J:g} joules per byte, "
+            f"got {byte_j:g}."
+        )
     gpu, limit_w = profile.gpu, deployment.power_limit_w
     if limit_w is not None and not gpu.min_power_limit_w <= limit_w <= gpu.power_limit_w:
         raise InputError(
@@ -108,10 +135,31 @@ class Demand:
         )
 
 
-def demand(model: ModelSpec, deployment: Deployment, steps: Steps, profile: Profile) -> Demand:
-    """Lower the steps to operations, time each and find its energy at full clock."""
-    ops = lower(model, deployment, steps)
-    times = op_times(ops, profile, lambda rows: padded(rows, deployment))
+def demand(
+    model: ModelSpec,
+    deployment: Deployment,
+    steps: Steps,
+    profile: Profile,
+    bins: Sequence[Bin] = (),
+) -> Demand:
+    """Lower the steps to operations, time each and find its energy at full clock.
+
+    ``bins``: what is asked for, as the model sees it.
+    """
+    prompt_tokens = np.array([b.input_tokens for b in bins], dtype=np.int64)
+    ops = lower(model, deployment, steps, prompt_tokens, bins)
+    return priced(ops, deployment, profile, lambda rows: padded(rows, deployment))
+
+
+def priced(
+    ops: tuple[Op, ...],
+    deployment: Deployment,
+    profile: Profile,
+    padded: Callable[[Floats], Floats],
+) -> Demand:
+    """Time each operation and find its energy at full clock; ``padded`` as in ``op_times``."""
+    memory = profile.memory_over_usual(deployment.hbm_byte_j)
+    times = op_times(ops, profile, padded)
     core, hbm = [], []
     for op, time in zip(ops, times, strict=True):
         estimates = profile.operation(op.law).energy
@@ -120,7 +168,7 @@ def demand(model: ModelSpec, deployment: Deployment, steps: Steps, profile: Prof
         weights, rows, hbm_bytes = traffic(op.kind, op.shape, op.weight_bytes, row_bytes, l2_bytes)
         core_j = power.core_energy_j(energy, op.flop, weights, rows, time.seconds)
         core.append(op.count * core_j)
-        hbm.append(op.count * energy["hbm_byte_j"] * hbm_bytes)
+        hbm.append(op.count * memory * energy["hbm_byte_j"] * hbm_bytes)
     return Demand(ops=ops, times=times, core_j=core, hbm_j=hbm)
 
 
@@ -149,11 +197,19 @@ def step_costs(
 ) -> StepCosts:
     """Time and energy of every step and of every operation in it."""
     steps = schedule.steps
-    wanted = demand(model, deployment, steps, profile)
+    wanted = demand(model, deployment, steps, profile, workload.bins)
     engine = engine_time(model, deployment, steps, profile, workload)
+    return settled(wanted, engine, steps.weight, deployment, profile)
+
+
+def settled(
+    wanted: Demand, engine: EngineTime, weight: Floats, deployment: Deployment, profile: Profile
+) -> StepCosts:
+    """Costs at the clock and the temperature of the run; ``weight`` is how often each step runs."""
     outside_w = profile.engine["outside_w"].value
     load, waiting_s = with_engine(wanted.load(), engine, outside_w)
-    clock, static_w = settle(load, steps.weight, engine.submit_s, deployment, profile)
+    run = (load, weight, engine.submit_s, deployment, profile)
+    clock, static_w = settle(*run)
     scale = clock**profile.power.exponent.value
     costs = []
     for op, time, core_j, hbm_j in zip(
@@ -161,7 +217,9 @@ def step_costs(
     ):
         seconds = op.count * (time.seconds + time.clocked * (1.0 / clock - 1.0))
         energy_j = static_w * seconds + core_j * scale + hbm_j
-        costs.append(OpCost(op=op, seconds=seconds, energy_j=energy_j))
+        full_clock_s = op.count * time.seconds
+        cost = OpCost(op=op, seconds=seconds, energy_j=energy_j, full_clock_s=full_clock_s)
+        costs.append(cost)
     overhead_s = engine.outside_s + waiting_s
     overhead_j = static_w * overhead_s + outside_w * engine.outside_s * scale
     return StepCosts(
@@ -174,25 +232,9 @@ def step_costs(
         launch_s=engine.launch_s,
         submit_s=engine.submit_s,
         submit_j=static_w * engine.submit_s,
+        static_w=static_w,
+        other_boards=on_other_boards(*run),
     )
-
-
-def settle(
-    load: StepLoad, weight: Floats, submit_s: float, deployment: Deployment, profile: Profile
-) -> tuple[Floats, float]:
-    """Relative clock of each step and the static power, at the temperature of the run."""
-    p = profile.power
-    limit_w = deployment.power_limit_w or profile.gpu.power_limit_w
-    cap_w, exponent = p.limit_share.value * limit_w, p.exponent.value
-    mean_w = cap_w
-    for _ in range(THERMAL_ROUNDS):
-        static_w = power.static_power_w(p, mean_w)
-        watts = power.capped_power_w(load, static_w, exponent, cap_w)
-        duration = weight * (load.fixed_s + load.clocked_s)
-        energy_j = float(watts @ duration) + static_w * submit_s
-        mean_w = energy_j / (float(duration.sum()) + submit_s)
-    static_w = power.static_power_w(p, mean_w)
-    return power.limited_clock(load, static_w, exponent, cap_w), static_w
 
 
 def _prediction(
@@ -205,18 +247,54 @@ def _prediction(
     costs: StepCosts,
 ) -> Prediction:
     weight = schedule.steps.weight
+    parts = attribution.shares(schedule, costs)
+    return summary(
+        model.name,
+        deployment,
+        workload,
+        profile,
+        costs=costs,
+        weight=weight,
+        verdict=domain.examine(model, deployment, workload, profile, costs=costs, weight=weight),
+        phases=attribution.phases(schedule, costs, parts),
+        bins=tuple(
+            replace(energy, media_tokens=sum(tower.tokens(b) for tower in model.towers))
+            for energy, b in zip(
+                attribution.bins(workload, schedule, costs, parts), workload.bins, strict=True
+            )
+        ),
+        latencies=latency.latencies(workload, schedule, costs.step_s, costs.submit_s),
+        shares=serving_shares(schedule.steps, parts),
+    )
+
+
+def summary(
+    model: str,
+    deployment: Deployment,
+    workload: Workload,
+    profile: Profile,
+    *,
+    costs: StepCosts,
+    weight: Floats,
+    verdict: domain.Verdict,
+    phases: Mapping[str, PhaseEnergy],
+    bins: tuple[BinEnergy, ...],
+    shares: Mapping[str, PhaseShare],
+    latencies: tuple[Latency | None, Latency | None] = (None, None),
+) -> Prediction:
+    """What the costs of a run amount to; ``weight`` is how often each step runs.
+
+    ``shares``: of each phase in the operations, for the causes of its energy.
+    """
     duration_s = float(weight @ costs.step_s) + costs.submit_s
     energy_j = float(weight @ costs.step_j) + costs.submit_j
     busy_s = weight * costs.step_s
     limited_s = float(busy_s[costs.relative_clock < LIMITED_BELOW].sum())
-    verdict = domain.examine(model, deployment, workload, profile, costs=costs, weight=weight)
     spread = float(np.exp(verdict.half_width))
-    parts = attribution.shares(schedule, costs)
-    ttft_s, itl_s = latency.latencies(workload, schedule, costs.step_s, costs.submit_s)
     requests, output_tokens = int(workload.requests), int(workload.output_tokens)
-    simpler = baselines.estimate(costs, weight, profile.gpu, duration_s, energy_j)
+    simpler = baselines.estimate(costs, weight, profile, duration_s, energy_j)
     return Prediction(
-        model=model.name,
+        model=model,
         gpu=profile.gpu.name,
         engine=deployment.engine,
         deployment=asdict(deployment),
@@ -225,17 +303,20 @@ def _prediction(
         output_tokens=output_tokens,
         duration_s=duration_s,
         energy_j=energy_j,
-        energy_interval_j=(energy_j / spread, energy_j * spread),
+        energy_interval_j=(
+            energy_j * costs.other_boards[0] / spread,
+            energy_j * costs.other_boards[1] * spread,
+        ),
         interval_level=INTERVAL_LEVEL,
         mean_power_w=energy_j / duration_s,
         energy_per_request_j=energy_j / requests,
         energy_per_output_token_j=energy_j / output_tokens if output_tokens else None,
         output_tokens_per_s=output_tokens / duration_s,
-        ttft_s=ttft_s,
-        itl_s=itl_s,
-        phases=attribution.phases(schedule, costs, parts),
-        components=_components(costs, weight),
-        bins=attribution.bins(workload, schedule, costs, parts),
+        ttft_s=latencies[0],
+        itl_s=latencies[1],
+        phases=phases,
+        components=components(costs, weight),
+        bins=bins,
         flop_only=simpler["flop_only"],
         baselines=simpler,
         clock_hz=Clock(
@@ -243,6 +324,7 @@ def _prediction(
         ),
         power_limited=limited_s > 0,
         power_limited_share=limited_s / duration_s,
+        causes=by_phase(costs, weight, profile, deployment, shares=shares, requests=requests),
         warnings=(*_of_origin(profile), *verdict.warnings),
         provenance={
             "profile": profile.name,
@@ -259,13 +341,13 @@ def _of_origin(profile: Profile) -> tuple[str, ...]:
     return ("The profile is of a simulated GPU: these figures say nothing of a real one.",)
 
 
-def _components(costs: StepCosts, weight: Floats) -> dict[str, ComponentEnergy]:
+def components(costs: StepCosts, weight: Floats) -> dict[str, ComponentEnergy]:
     """Totals of the run by component; "overhead" and "idle" are what is no operation."""
-    components: dict[str, ComponentEnergy] = {}
+    found: dict[str, ComponentEnergy] = {}
 
     def add(name: str, energy_j: float, flop: float, hbm_bytes: float, duration_s: float) -> None:
-        old = components.get(name, ComponentEnergy(energy_j=0, flop=0, hbm_bytes=0, duration_s=0))
-        components[name] = ComponentEnergy(
+        old = found.get(name, ComponentEnergy(energy_j=0, flop=0, hbm_bytes=0, duration_s=0))
+        found[name] = ComponentEnergy(
             energy_j=old.energy_j + energy_j,
             flop=old.flop + flop,
             hbm_bytes=old.hbm_bytes + hbm_bytes,
@@ -283,4 +365,4 @@ def _components(costs: StepCosts, weight: Floats) -> dict[str, ComponentEnergy]:
         )
     add("overhead", float(weight @ costs.overhead_j), 0, 0, float(weight @ costs.overhead_s))
     add("idle", costs.submit_j, 0, 0, costs.submit_s)
-    return components
+    return found

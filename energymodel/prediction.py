@@ -25,11 +25,15 @@ class ComponentEnergy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BinEnergy:
-    """Energy attributed to the requests of one bin; bins sum to the total."""
+    """Energy attributed to the requests of one bin; bins sum to the total.
+
+    ``media_tokens`` are what the images and the sound of a request add to its ``input_tokens``.
+    """
 
     input_tokens: int
     output_tokens: int
     count: int
+    media_tokens: int = 0
     energy_j: float
     prefill_j: float
     decode_j: float
@@ -52,6 +56,38 @@ class Baseline:
 
     energy_j: float
     ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """One cause of energy: how much of it there was, and what it cost.
+
+    ``amount`` is in the unit of the cause; ``full_clock_j`` is what it would have cost at full clock.
+    """
+
+    amount: float
+    full_clock_j: float
+    energy_j: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseCauses:
+    """What the energy of a phase was spent on; ``explain`` compares it between predictions.
+
+    ``tokens`` computed in ``steps`` passes over the model (a pass that phases share counts to each
+    by its tokens); of pipelines samples, of the idle phase requests. ``flop`` in FLOP; bytes of
+    ``weights`` and of other ``data``; ``time`` of the kernels at full clock, ``gaps`` between them
+    and ``collective`` operations in seconds. All ``energy_j`` sum to that of the phase.
+    """
+
+    tokens: float
+    steps: float
+    flop: Cause
+    weights: Cause
+    data: Cause
+    time: Cause
+    gaps: Cause
+    collective: Cause
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,5 +135,6 @@ class Prediction:
     clock_hz: Clock
     power_limited: bool
     power_limited_share: float
+    causes: Mapping[str, PhaseCauses] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)

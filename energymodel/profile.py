@@ -14,10 +14,11 @@ from typing import Any, Literal
 import numpy as np
 
 from energymodel import hardware
+from energymodel.dtypes import WEIGHT_ONLY
 from energymodel.errors import InputError
 from energymodel.hardware import GpuSpec
 from energymodel.kriging import Kriging
-from energymodel.laws import LAWS, PARAMETERS, REQUIRED, kind_of
+from energymodel.laws import LAWS, PARAMETERS, REQUIRED, STREAMING_KINDS, kind_of
 
 # Names that a prediction looks up.
 ENGINE = (
@@ -72,6 +73,17 @@ class Covariance:
 
     names: tuple[str, ...]
     matrix: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryKind:
+    """What a byte costs in the memory of some boards: joules per byte in the HBM itself.
+
+    Boards of one GPU model may carry memories of different makers.
+    """
+
+    byte_j: Estimate
+    boards: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +163,19 @@ class Profile:
     power: PowerProfile
     accuracy: Accuracy
     provenance: Mapping[str, Any]
+    memory: tuple[MemoryKind, ...] = ()
+
+    def memory_over_usual(self, byte_j: float | None) -> float:
+        """What a byte costs in a memory over the usual one, which ``operations`` hold.
+
+        ``byte_j``: joules per byte of that memory; None for the usual.
+        """
+        usual = self.memory[0].byte_j.value if self.memory else 0.0
+        return byte_j / usual if byte_j is not None and usual else 1.0
+
+    def memory_of(self, board: object) -> float | None:
+        """Joules per byte in the memory of a board; None where it was not calibrated."""
+        return next((k.byte_j.value for k in self.memory if board in k.boards), None)
 
     def calibrated_as(self, law: str) -> str:
         """The calibrated operation that ``law`` is predicted with: itself, or the nearest.
@@ -160,7 +185,8 @@ class Profile:
         """
         name = law
         while name not in self.operations:
-            nearest = STAND_INS.get(name, kind_of(name))
+            by_row = kind_of(name) in STREAMING_KINDS
+            nearest = "elementwise" if by_row else STAND_INS.get(name, kind_of(name))
             if nearest == name:
                 raise InputError(
                     f"profile '{self.name}' has no calibration of {law}; calibrate it with "
@@ -175,8 +201,8 @@ class Profile:
 
 
 STAND_INS: Mapping[str, str] = {
-    "gemm.mxfp4": "gemm.int4",
-    "gemm.nf4": "gemm.int4",
+    **{f"gemm.{name}": "gemm.int4" for name in WEIGHT_ONLY if name != "int4"},
+    **{f"moe.{name}": "moe.int4" for name in WEIGHT_ONLY if name != "int4"},
     "gemm.fp8_block": "gemm.fp8",
     "gemm.int8": "gemm.fp8",
     "moe.fp8_block": "moe.fp8",

@@ -6,17 +6,15 @@ warnings) goes through ``printable``, so that no escape sequence reaches a termi
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from energymodel.deployment import Deployment
+from energymodel.deployment import changed_flags
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
     from rich.table import Table
 
     from energymodel.prediction import Latency, Prediction
-    from energymodel.validate import Validation
 
 MAX_ROWS = 20
 
@@ -111,22 +109,19 @@ def prediction(p: "Prediction") -> "Group":
     if len(p.bins) > 1:
         parts += ["", *_bins(p)]
     parts += ["", *_baselines(p), *warnings(p.warnings), provenance(p.provenance)]
-    return _group(parts)
+    return stack(parts)
 
 
 def _header(p: "Prediction") -> "Group":
-    defaults = asdict(Deployment())
-    flags = [
-        f"--{key.replace('_', '-')} {value}"
-        for key, value in p.deployment.items()
-        if key != "engine" and value is not None and defaults.get(key) != value
-    ]
+    flags = changed_flags(p.deployment)
     title = f"{p.model} on {p.gpu}, {p.engine}" + (f" {' '.join(flags)}" if flags else "")
+    media = sum(b.count * b.media_tokens for b in p.bins)
+    shown = f" input (and {media:,} of images and sound) and " if media else " input and "
     load = (
-        f"{integer(p.requests)} requests, {integer(p.input_tokens)} input and "
+        f"{integer(p.requests)} requests, {integer(p.input_tokens)}{shown}"
         f"{integer(p.output_tokens)} output tokens"
     )
-    return _group([_text(title, "bold"), _text(load)])
+    return stack([line(title, "bold"), line(load)])
 
 
 def _totals(p: "Prediction") -> "Table":
@@ -143,15 +138,19 @@ def _totals(p: "Prediction") -> "Table":
         ("mean clock", clock),
         ("energy per request", quantity(p.energy_per_request_j, ENERGY)),
         ("energy per output token", quantity(p.energy_per_output_token_j, ENERGY)),
-        ("output tokens per second", integer(float(f"{p.output_tokens_per_s:.3g}"))),
+        ("output tokens per second", _rate(p.output_tokens_per_s)),
         ("time to first token", _latency(p.ttft_s)),
         ("inter-token latency", _latency(p.itl_s)),
     ]
-    grid = _table()
+    grid = columns()
     for key, value in rows:
         if value != "-":
             grid.add_row(key, value)
     return grid
+
+
+def _rate(per_s: float) -> str:
+    return integer(float(f"{per_s:.3g}")) if per_s else "-"
 
 
 def _latency(x: "Latency | None") -> str:
@@ -162,7 +161,7 @@ def _latency(x: "Latency | None") -> str:
 
 
 def _phases(p: "Prediction") -> "Table":
-    table = _table("phase", ">energy", ">share", ">time", ">power")
+    table = columns("phase", ">energy", ">share", ">time", ">power")
     for name, phase in p.phases.items():
         power = phase.energy_j / phase.duration_s if phase.duration_s > 0 else None
         table.add_row(
@@ -176,7 +175,9 @@ def _phases(p: "Prediction") -> "Table":
 
 
 def _components(p: "Prediction") -> "Table":
-    table = _table("component", ">energy", ">share", ">time", ">FLOP", ">HBM traffic", ">per GFLOP")
+    table = columns(
+        "component", ">energy", ">share", ">time", ">FLOP", ">HBM traffic", ">per GFLOP"
+    )
     found = sorted(p.components.items(), key=lambda item: -item[1].energy_j)
     for name, c in found:
         table.add_row(
@@ -192,13 +193,15 @@ def _components(p: "Prediction") -> "Table":
 
 
 def _bins(p: "Prediction") -> list["RenderableType"]:
-    table = _table(">input", ">output", ">requests", ">energy", ">prefill", ">decode", ">per token")
+    table = columns(
+        ">input", ">output", ">requests", ">energy", ">prefill", ">decode", ">per token"
+    )
     shown = p.bins
     if len(p.bins) > MAX_ROWS:
         shown = tuple(sorted(p.bins, key=lambda b: -b.energy_j)[:MAX_ROWS])
     for b in shown:
         table.add_row(
-            integer(b.input_tokens),
+            integer(b.input_tokens) + (f" + {b.media_tokens:,}" if b.media_tokens else ""),
             integer(b.output_tokens),
             integer(b.count),
             quantity(b.energy_j, ENERGY),
@@ -209,14 +212,14 @@ def _bins(p: "Prediction") -> list["RenderableType"]:
     rest = len(p.bins) - len(shown)
     if not rest:
         return [table]
-    return [table, _text(f"The {MAX_ROWS} bins with the most energy; {rest:,} more in --json.")]
+    return [table, line(f"The {MAX_ROWS} bins with the most energy; {rest:,} more in --json.")]
 
 
 def _baselines(p: "Prediction") -> list["RenderableType"]:
     found = {"flop_only": p.flop_only, **p.baselines}
     names = {"flop_only": "FLOP-only", "tdp": "TDP"}
     return [
-        _text(
+        line(
             f"{names.get(key, key.replace('_', ' '))} estimate: "
             f"{quantity(b.energy_j, ENERGY)}, {b.ratio:.2f} of this"
         )
@@ -228,78 +231,35 @@ def _share(part: float, whole: float) -> str:
     return percent(part / whole) if whole else "-"
 
 
-# Validation ----------------------------------------------------------------------------------
-
-
-def validation(v: "Validation") -> "Group":
-    """Errors against measured runs, by model, with the baselines and the worst runs."""
-    parts: list[RenderableType] = [_text(f"{integer(v.rows)} runs predicted", "bold"), ""]
-    totals = _table()
-    for key, value in (
-        ("median error of energy", percent(v.median_ape)),
-        ("90th percentile", percent(v.p90_ape)),
-        ("mean", percent(v.mape)),
-        ("bias (mean signed)", percent(v.bias, signed=True)),
-        ("median error of duration", percent(v.duration_median_ape)),
-        (
-            "interval coverage",
-            f"{percent(v.interval_coverage)} (nominal {percent(v.interval_level)})",
-        ),
-    ):
-        totals.add_row(key, value)
-    parts += [totals, "", _by_model(v)]
-    if v.baselines:
-        table = _table("baseline", ">runs", ">median", ">mean")
-        for name, b in v.baselines.items():
-            table.add_row(printable(name), integer(b.rows), percent(b.median_ape), percent(b.mape))
-        parts += ["", table]
-    table = _table("worst runs", "workload", ">measured", ">predicted", ">error")
-    for r in v.worst:
-        table.add_row(
-            printable(r.model),
-            printable(r.workload),
-            quantity(r.energy_j, ENERGY),
-            quantity(r.predicted_energy_j, ENERGY),
-            percent(r.error, signed=True),
-        )
-    parts += ["", table]
-    if v.skipped:
-        parts += ["", _text(f"{sum(s.rows for s in v.skipped):,} runs skipped", "bold")]
-        shown = v.skipped[:MAX_ROWS]
-        parts += [_text(f"{s.rows:,} x {s.reason}") for s in shown]
-        if len(v.skipped) > MAX_ROWS:
-            parts.append(_text(f"... and {len(v.skipped) - MAX_ROWS:,} other reasons"))
-    return _group(parts)
-
-
-def _by_model(v: "Validation") -> "Table":
-    table = _table("model", ">runs", ">median", ">p90", ">bias", ">duration", ">covered")
-    for name, m in v.by_model.items():
-        table.add_row(
-            printable(name),
-            integer(m.rows),
-            percent(m.median_ape),
-            percent(m.p90_ape),
-            percent(m.bias, signed=True),
-            percent(m.duration_median_ape),
-            percent(m.interval_coverage),
-        )
-    return table
-
-
 # Lists ---------------------------------------------------------------------------------------
 
 
+# Formats by what their names begin with, in the four letters that a line has room for.
+_SHORT_FORMATS = {
+    "fp8": "fp8",
+    "int8": "int8",
+    "w8a16": "int8",
+    "int4": "int4",
+    "uint4": "int4",
+    "nf4": "nf4",
+    "mxfp4": "fp4",
+    "nvfp4": "fp4",
+}
+
+
 def models(rows: Iterable[Mapping[str, Any]]) -> "Table":
-    """Known models, one line each."""
-    table = _table("model", "kind", ">params", ">active", ">KV/token", ">weights")
+    """Known models, one line each, without their organisations."""
+    table = columns("model", "kind", ">params", ">active", ">KV/token", ">weights")
     for r in rows:
+        formats = (f.partition("_")[0] for f in r["weight_formats"])
+        narrow = sorted({_SHORT_FORMATS[f] for f in formats if f in _SHORT_FORMATS})
+        kind = {"encoder-decoder": "enc-dec"}.get(r["kind"], r["kind"])
         table.add_row(
-            printable(r["name"]),
-            r["kind"],
+            printable(r["name"].split("/", 1)[-1]),
+            " ".join((kind, *narrow)),
             quantity(r["param_count"], COUNT),
             quantity(r["active_param_count"], COUNT),
-            quantity(r["kv_bytes_per_token"], BYTES),
+            quantity(r.get("kv_bytes_per_token"), BYTES),
             quantity(r["weight_bytes"], BYTES),
         )
     return table
@@ -307,7 +267,7 @@ def models(rows: Iterable[Mapping[str, Any]]) -> "Table":
 
 def gpus(rows: Iterable[Mapping[str, Any]]) -> "Table":
     """Known GPUs, one line each."""
-    table = _table("gpu", "name", ">bf16", ">memory", ">bandwidth", ">limit", ">clock", "profile")
+    table = columns("gpu", "name", ">bf16", ">memory", ">bandwidth", ">limit", ">clock", "profile")
     table.columns[0].no_wrap = True
     for r in rows:
         peak = r["peak_flop_per_s"].get("bfloat16")
@@ -326,7 +286,7 @@ def gpus(rows: Iterable[Mapping[str, Any]]) -> "Table":
 
 def profiles(rows: Iterable[Mapping[str, Any]]) -> "Table":
     """Known profiles, one line each."""
-    table = _table("profile", "gpu", "kind")
+    table = columns("profile", "gpu", "kind")
     for r in rows:
         table.add_row(printable(r["name"]), printable(r["gpu"]), printable(r["kind"]))
     return table
@@ -337,28 +297,30 @@ def profiles(rows: Iterable[Mapping[str, Any]]) -> "Table":
 
 def warnings(texts: Iterable[str]) -> list["RenderableType"]:
     """One line for each warning."""
-    return [_text(f"Warning: {text}", "yellow") for text in texts]
+    return [line(f"Warning: {text}", "yellow") for text in texts]
 
 
 def provenance(facts: Mapping[str, Any]) -> "RenderableType":
     """The profile, where its numbers come from, and what else is short enough for one line."""
     name, kind = facts.get("profile", "unknown"), facts.get("kind", "unknown origin")
-    return _text(f"Profile {name} ({kind})", "dim")
+    return line(f"Profile {name} ({kind})", "dim")
 
 
-def _text(text: str, style: str = "") -> "RenderableType":
+def line(text: str, style: str = "") -> "RenderableType":
+    """A line of text, made printable."""
     from rich.text import Text
 
     return Text(printable(text), style=style)
 
 
-def _group(parts: Iterable["RenderableType"]) -> "Group":
+def stack(parts: Iterable["RenderableType"]) -> "Group":
+    """One below the other; a string is an empty line or plain text of our own."""
     from rich.console import Group
 
     return Group(*parts)
 
 
-def _table(*headers: str) -> "Table":
+def columns(*headers: str) -> "Table":
     """A table without lines; a header that starts with > is of a column aligned to the right."""
     from rich.table import Table
 

@@ -43,7 +43,14 @@ class Scheduler:
     """State of the scheduler between two events; blocks and places are counted, not named."""
 
     def __init__(
-        self, workload: Workload, deployment: Deployment, kv_tokens: int, overlap: bool
+        self,
+        workload: Workload,
+        deployment: Deployment,
+        kv_tokens: int,
+        *,
+        overlap: bool,
+        state_blocks: int = 0,
+        whole_prompts: bool = False,
     ) -> None:
         self._bins = workload.bins
         self._block_size = deployment.block_size
@@ -51,6 +58,8 @@ class Scheduler:
         self._budget = deployment.max_num_batched_tokens
         self._free = kv_tokens // deployment.block_size
         self._overlap = overlap
+        self._state_blocks = state_blocks
+        self._whole_prompts = whole_prompts
 
         self._waiting = deque(
             _Queued(i, b.count, b.input_tokens) for i, b in enumerate(workload.bins) if b.count
@@ -105,7 +114,8 @@ class Scheduler:
             self._release()
 
     def _blocks(self, tokens: int) -> int:
-        return -(-tokens // self._block_size)
+        """Blocks of a sequence of ``tokens``, those of its recurrent states included."""
+        return self._state_blocks - (-tokens // self._block_size)
 
     # Running requests ------------------------------------------------------------------------
 
@@ -199,7 +209,7 @@ class Scheduler:
             if not head.count:
                 self._waiting.popleft()
                 continue
-            if places > count and budget:
+            if places > count and budget and not self._whole_prompts:
                 part = _Queued(head.bin, 1, head.tokens, head.first_token_row)
                 self._compute(part, budget, complete)
                 head.count -= 1

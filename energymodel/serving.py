@@ -22,6 +22,10 @@ The rules are those of vLLM 0.24 (``vllm/v1/core/sched/scheduler.py``, ``Schedul
 ``max_num_seqs <= max_num_batched_tokens`` (vLLM refuses anything else) leaves every decoding
 request its token, so at most one prompt is unfinished at a time and it is the last admitted.
 
+Prompts whose tokens see those behind them (encoders, encoder-decoders) are never split over steps:
+one that the budget of a step does not hold whole waits for the next (``enable_chunked_prefill`` is
+off for them).
+
 Pipeline parallelism is stepped like one stage: micro-batches in flight are not told apart.
 """
 
@@ -66,6 +70,8 @@ def schedule_offline(
     kv_capacity_tokens: int,
     *,
     async_scheduling: bool | None = None,
+    state_blocks: int = 0,
+    whole_prompts: bool = False,
 ) -> Schedule:
     """Run all requests, submitted at time 0 in the order of the bins, until none is left.
 
@@ -74,6 +80,8 @@ def schedule_offline(
         deployment: ``max_num_seqs``, ``max_num_batched_tokens`` and ``block_size`` are used.
         kv_capacity_tokens: Tokens that the KV cache of the replica holds.
         async_scheduling: None is vLLM's default: on, unless nothing is generated.
+        state_blocks: Blocks that a sequence takes beside those of its tokens.
+        whole_prompts: No prompt is split over steps.
 
     Returns:
         Rows in order of time. ``Chunks.last`` is 1 only where a token is sampled, so it is 0 for
@@ -82,10 +90,19 @@ def schedule_offline(
     Raises:
         InputError: A request can never fit the KV cache, or the limits contradict each other.
     """
-    _check(workload, deployment, kv_capacity_tokens)
+    _check(workload, deployment, kv_capacity_tokens - state_blocks * deployment.block_size)
+    if whole_prompts:
+        _check_whole(workload, deployment)
     if async_scheduling is None:
         async_scheduling = any(b.output_tokens for b in workload.bins)
-    scheduler = Scheduler(workload, deployment, kv_capacity_tokens, async_scheduling)
+    scheduler = Scheduler(
+        workload,
+        deployment,
+        kv_capacity_tokens,
+        overlap=async_scheduling,
+        state_blocks=state_blocks,
+        whole_prompts=whole_prompts,
+    )
     while scheduler.busy:
         scheduler.schedule()
     return _expand(scheduler)
@@ -107,6 +124,19 @@ def _check(workload: Workload, deployment: Deployment, kv_capacity_tokens: int) 
                 f"bins[{index}]: a request of {b.input_tokens:,} input and {b.output_tokens:,} "
                 f"output tokens needs room for {need:,} tokens, but the KV cache holds "
                 f"{max(capacity, 0):,}: use shorter requests or a deployment with more memory."
+            )
+
+
+def _check_whole(workload: Workload, deployment: Deployment) -> None:
+    """A request fits one step, even where it is computed again after a preemption."""
+    budget = deployment.max_num_batched_tokens
+    for index, b in enumerate(workload.bins):
+        need = b.input_tokens + b.output_tokens
+        if need > budget:
+            raise InputError(
+                f"bins[{index}]: a request of {b.input_tokens:,} input and {b.output_tokens:,} "
+                f"output tokens must fit one step of this model, but max_num_batched_tokens is "
+                f"{budget:,}: raise it or use shorter requests."
             )
 
 

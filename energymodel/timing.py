@@ -11,6 +11,7 @@ from energymodel.laws import Shapes, Timed
 from energymodel.ops import Op
 from energymodel.profile import OperationProfile, Profile, StoredKriging
 from energymodel.steps import Floats
+from energymodel.towers import TOWERS
 
 # Kinds whose residual, for given widths, is a curve over one axis: it is tabulated once, with
 # this many nodes to a doubling (finer than the correlation length by a factor of 16 and more).
@@ -57,8 +58,9 @@ def law_shapes(op: Op, padded: Callable[[Floats], Floats]) -> dict[str, Floats]:
     """What the law of ``op.kind`` reads: arrays over steps, or scalars [] that all steps share."""
     shapes = {k: np.asarray(v, dtype=np.float64) for k, v in op.shape.items()}
     if op.kind == "gemm":
-        # The LM head sees the sampled rows, which are gathered after the padded layers.
-        if op.component != "lm_head":
+        # The LM head sees the sampled rows, which are gathered after the padded layers; towers are
+        # launched kernel by kernel.
+        if op.component not in ("lm_head", *TOWERS):
             shapes["m"] = padded(shapes["m"])
         shapes["weight_bytes"] = shapes["n"] * shapes["k"] * shapes["weight_element_bytes"]
         shapes["output_element_bytes"] = np.asarray(OUTPUT_BYTES)

@@ -8,13 +8,24 @@ class Bin:
     """Requests of one length. ``output_tokens=0`` is encoder or scoring work.
 
     Exactly one of ``count`` (a number of requests, all there at the start) and
-    ``requests_per_s`` (the rate of Poisson arrivals) is given.
+    ``requests_per_s`` (the rate of Poisson arrivals) is given. Each request shows ``images`` of
+    ``image_width`` x ``image_height`` pixels, and ``audio_s`` seconds of sound; the tokens that
+    they become are not among ``input_tokens`` (``reading.served_workload`` adds them).
+    A pipeline that generates makes one image of that size, or a video of ``num_frames``, for each
+    request, in ``num_inference_steps``; None is the pipeline's default.
     """
 
     input_tokens: int
     output_tokens: int
     count: int | None = None
     requests_per_s: float | None = None
+    images: int = 0
+    image_width: int | None = None
+    image_height: int | None = None
+    audio_s: float = 0.0
+    num_frames: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
 
     @property
     def amount(self) -> float:

@@ -1,8 +1,6 @@
-"""Decoders with softmax attention."""
+"""Dense decoders with softmax attention."""
 
 from family_cases import tiny
-
-EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
 
 CASES = (
     tiny("llama", attention_bias=True, mlp_bias=True),
@@ -17,9 +15,46 @@ CASES = (
     tiny("phi3", sliding_window=None),
     tiny("olmo", clip_qkv=None),
     tiny("olmo2"),
-    tiny("mixtral", num_local_experts=6, num_experts_per_tok=2),
-    tiny("olmoe", num_experts=6, num_experts_per_tok=3),
-    tiny("qwen2_moe", **EXPERTS, shared_expert_intermediate_size=28, mlp_only_layers=[1]),
-    tiny("qwen3_moe", **EXPERTS, decoder_sparse_step=2, use_sliding_window=False),
-    tiny("gpt_oss", num_local_experts=6, num_experts_per_tok=2, sliding_window=4),
+    tiny("arcee", mlp_bias=True),
+    tiny(
+        "ministral",
+        sliding_window=4,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        num_hidden_layers=4,
+    ),
+    tiny("ministral", "all-windowed", sliding_window=4),
+    tiny("ministral3"),
+    tiny("granite", attention_bias=True),
+    tiny("internlm3", attention_bias=True, mlp_bias=True),
+    tiny("seed_oss", mlp_bias=True),
+    tiny("seed_oss", "other-biases", attention_bias=False, attention_out_bias=True),
+    tiny("smollm3", num_hidden_layers=5),
+    tiny(
+        "smollm3", "windowed", use_sliding_window=True, sliding_window=4, no_rope_layer_interval=2
+    ),
+    tiny("ernie4_5", use_bias=True),
+    tiny("hunyuan_v1_dense"),
+    tiny("glm"),
+    tiny("helium", attention_bias=True, mlp_bias=True),
+    tiny("apertus"),
+    tiny("apertus", "other-activation", hidden_act="silu"),
+    tiny("cwm", sliding_window=4, mlp_bias=True),
+    tiny("iquestcoder"),
+    tiny("olmo3", num_hidden_layers=5, sliding_window=4),
+    tiny("glm4"),
+    tiny("exaone4", num_hidden_layers=5, sliding_window=4),
+    tiny("exaone4", "full", sliding_window=None, layer_types=["full_attention"] * 3),
+    tiny("cohere", use_qk_norm=True),
+    tiny("cohere", "biased", attention_bias=True, tie_word_embeddings=False),
+    tiny("cohere2", num_hidden_layers=5, sliding_window=4),
+    tiny("nemotron", attention_bias=True, mlp_bias=True),
+    tiny("starcoder2", sliding_window=4),
+    tiny("starcoder2", "unbiased", use_bias=False),
+    tiny("stablelm", qk_layernorm=True, use_qkv_bias=True),
+    tiny("stablelm", "parallel", use_parallel_residual=True),
+    tiny("persimmon"),
+    tiny("jais2"),
+    tiny("hyperclovax"),
+    tiny("hyperclovax", "pre", use_post_norm=False, mlp_bias=True),
+    tiny("vaultgemma", sliding_window=4),
 )

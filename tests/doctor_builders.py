@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
 from calibration.clock import VirtualClock
-from calibration.doctor.load import Works
+from calibration.doctor.load import Stream, Works
 from calibration.window import Work
 
 IDLE_W, CONTEXT_W, LOAD_W, MEMORY_W = 77.0, 120.0, 690.0, 38.0
@@ -32,6 +32,7 @@ class Board:
     limit_mw: int = 700_000
     sm_mhz: int = 1980
     reasons: int = 0
+    memory_w: float = MEMORY_W
     mig: int = 0
     pids: tuple[int, ...] = ()
     used_bytes: float = 1e9
@@ -76,7 +77,7 @@ def _fields(board: Board, wanted: list[tuple[int, int]]) -> list[SimpleNamespace
     watts = {
         (186, 0): board.mean_w(board.tick_s(), board.period_s),
         (185, 0): board.mean_w(board.tick_s(), board.mean_over_s),
-        (185, 2): MEMORY_W,
+        (185, 2): board.memory_w,
     }[number, scope]
     code = 3 if f"field {number} {scope}" in board.broken else 0
     return [SimpleNamespace(nvmlReturn=code, value=SimpleNamespace(uiVal=round(watts * 1e3)))]
@@ -169,5 +170,31 @@ def works_on(boards: list[Board], load_w: float = LOAD_W) -> Callable[[str], Wor
     def works(uuid: str) -> Works:
         [board] = [b for b in boards if b.uuid == uuid]
         return Works(context=work(board, CONTEXT_W), load=work(board, load_w))
+
+    return works
+
+
+def streaming_on(board: Board, byte_j: float) -> Callable[[str], Works]:
+    """As ``works_on``, with a copy of 4e12 bytes a second in a memory of ``byte_j``."""
+    chunk_s, bytes_per_s, chunks = 4e-3, 4e12, [0]
+
+    def stream_of(share: float) -> Stream:
+        def submit() -> Callable[[], float]:
+            board.memory_w = MEMORY_W + byte_j * bytes_per_s * share
+
+            def wait() -> float:
+                board.clock.sleep(chunk_s / share)
+                chunks[0] += 1
+                return chunk_s
+
+            return wait
+
+        return Stream(
+            work=Work(submit=submit, calls_per_chunk=1),
+            moved_bytes=lambda: chunks[0] * chunk_s * bytes_per_s,
+        )
+
+    def works(uuid: str) -> Works:
+        return replace(works_on([board])(uuid), stream_of=stream_of)
 
     return works

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from calibration.fit_components import Components, NameFit
-from calibration.fit_energy import fit_coefficients, fit_hbm_byte, fit_static, windows
+from calibration.fit_energy import fit_coefficients, fit_static, on_boards, windows
+from calibration.fit_memory import fit_memory
 from calibration.fit_power import cross_validate, refine
 from calibration.fit_time import START, fit_time
 from calibration.observations import Observation
@@ -46,6 +47,7 @@ def observation(**fields: object) -> Observation:
 def world(
     *,
     boards: Mapping[str, float] | None = None,
+    memory: Mapping[str, float] | None = None,
     trials: int = 1,
     noise: float = 0.002,
     twist: Twist = lambda _: 0.0,
@@ -56,6 +58,7 @@ def world(
 
     Args:
         boards: log of what each board's energy is multiplied by.
+        memory: joules per byte in each board's memory; ``HBM_BYTE_J`` unless given.
         trials: of every point.
         noise: standard deviation of the log of times and energies.
         twist: log of what the energy of a shape is multiplied by, beyond the law.
@@ -86,19 +89,24 @@ def world(
                     shape = {"m": m, "n": n, "k": k}
                     clock_s += 2.0
                     one = {**common, "shape": shape, "trial": trial, "time_s": clock_s}
-                    seen += _product(one, offset + twist(shape), noise, random)
+                    byte_j = (memory or {}).get(board, HBM_BYTE_J)
+                    seen += _product(one, offset + twist(shape), noise, random, byte_j)
     return tuple(seen)
 
 
 def _product(
-    common: dict[str, object], extra: float, noise: float, random: np.random.Generator
+    common: dict[str, object],
+    extra: float,
+    noise: float,
+    random: np.random.Generator,
+    byte_j: float,
 ) -> list[Observation]:
     t = table("gemm", [observation(**common)])
     full_s = float(laws.LAWS["gemm"](t.shapes, START["gemm"]).seconds[0])
     moved = float((t.weight_bytes + t.row_bytes)[0])
     core = power.core_energy_j(ENERGY, t.flop, t.weight_bytes, t.row_bytes, np.array([full_s]))
     static_w = STATIC_W + STATIC_W_PER_C * CELSIUS
-    call_j = static_w * full_s + float(core[0]) + HBM_BYTE_J * moved
+    call_j = static_w * full_s + float(core[0]) + byte_j * moved
     errors = np.exp(random.normal(0, noise, 3))
     calls = 1.0 / full_s
     sustained: dict[str, object] = {
@@ -110,7 +118,7 @@ def _product(
         "call_s": full_s * float(errors[1]),
         "energy_j": calls * call_j * float(np.exp(extra) * errors[2]),
         "temperature_c": CELSIUS,
-        "memory_power_w": MEMORY_BASE_W + HBM_BYTE_J * moved / full_s,
+        "memory_power_w": MEMORY_BASE_W + byte_j * moved / full_s,
     }
     return [
         observation(**{**common, "call_s": full_s * float(errors[0])}),
@@ -125,8 +133,9 @@ def components(
     static = fit_static(seen)
     t = table("gemm", seen)
     time = fit_time(t)
-    w = windows(t, static, time, MOST_HZ)
-    hbm_byte_j = fit_hbm_byte([w])
+    memory = fit_memory([t])
+    w = on_boards(windows(t, static, time, MOST_HZ), memory)
+    hbm_byte_j = memory.usual
     exponent = Estimate(value=1.0, stderr=0.05, unit="1")
     held_out_j, held_out_s = cross_validate(w, hbm_byte_j, exponent, CAP_W)
     start = fit_coefficients(w, hbm_byte_j, exponent.value)
@@ -141,7 +150,7 @@ def components(
     return Components(
         observations=tuple(seen),
         static=static,
-        hbm_byte_j=hbm_byte_j,
+        memory=memory,
         exponent=exponent,
         limit_share=Estimate(value=0.99, stderr=0.001, unit="1"),
         names={"gemm": fitted},

@@ -31,9 +31,9 @@ def a_schedule(steps: Steps) -> Schedule:
 def costs_of(steps: Steps, joules: dict[str, float], overhead_j: float = 0.0) -> StepCosts:
     """Every operation costs what ``joules`` says for its name (else 0) in each step, at 100 W."""
     ops = tuple(
-        OpCost(op=op, seconds=np.full(steps.size, j / 100), energy_j=np.full(steps.size, j))
+        OpCost(op=op, seconds=j / 100 * each, energy_j=j * each, full_clock_s=j / 100 * each)
         for op in lower(MODEL, Deployment(), steps)
-        for j in [joules.get(op.name, 0.0)]
+        for j, each in [(joules.get(op.name, 0.0), np.ones(steps.size))]
     )
     per_step_j = sum(joules.values()) + overhead_j
     return StepCosts(
@@ -46,6 +46,7 @@ def costs_of(steps: Steps, joules: dict[str, float], overhead_j: float = 0.0) ->
         launch_s=np.zeros(steps.size),
         submit_s=0.25,
         submit_j=30.0,
+        static_w=120.0,
     )
 
 
@@ -130,7 +131,7 @@ def test_nothing_is_lost_and_nothing_is_negative(
     run = schedule_offline(workload, Deployment(), 300_000)
     random = np.random.default_rng(seed)
     ops = tuple(
-        OpCost(op=op, seconds=active * s, energy_j=active * j)
+        OpCost(op=op, seconds=active * s, energy_j=active * j, full_clock_s=active * s)
         for op in lower(WINDOWED if windowed else MODEL, Deployment(), run.steps)
         for active in [op.hbm_bytes > 0]
         for s, j in [random.uniform(0, 1, (2, run.steps.size))]
@@ -146,6 +147,7 @@ def test_nothing_is_lost_and_nothing_is_negative(
         launch_s=np.zeros(run.steps.size),
         submit_s=0.5,
         submit_j=60.0,
+        static_w=120.0,
     )
     total_j = float(run.steps.weight @ costs.step_j) + 60.0
     phases = phases_of(run, costs)

@@ -138,6 +138,7 @@ def test_a_workload_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
 
 
 ONLINE = Workload(bins=(Bin(input_tokens=1, output_tokens=1, requests_per_s=1.0),))
+SEEING = Workload(bins=(Bin(input_tokens=1, output_tokens=1, count=1, images=1),))
 
 
 @pytest.mark.parametrize(
@@ -145,6 +146,7 @@ ONLINE = Workload(bins=(Bin(input_tokens=1, output_tokens=1, requests_per_s=1.0)
     [
         ([], {}, "at least one workload"),
         ([ONLINE], {}, "must have count"),
+        ([SEEING], {}, "must not have images"),
         ([LONG], {"max_model_len": 2000}, "max_model_len must be at least 2,112"),
         ([SHORT], {"deployment": Deployment(engine="transformers")}, "engine must be vllm"),
         ([SHORT], {"deployment": Deployment(tensor_parallel_size=2)}, "tensor_parallel_size must"),
@@ -290,6 +292,21 @@ def test_narrow_weights_are_redrawn_over_their_range() -> None:
     weight = torch.zeros(64, 64, dtype=torch.float8_e4m3fn)
     vllm.redraw_weights(torch.nn.ParameterDict({"w": torch.nn.Parameter(weight, False)}))
     assert weight.float().std().item() == pytest.approx(448 / 4.5, rel=0.1)
+
+
+def test_narrow_weights_and_their_scales_make_the_usual_deviation() -> None:
+    # vLLM keeps fp8 weights transposed.
+    weight = torch.zeros(128, 64, dtype=torch.float8_e4m3fn).t()
+    module = torch.nn.ParameterDict(
+        {
+            "weight": torch.nn.Parameter(weight, False),
+            "weight_scale": torch.nn.Parameter(torch.ones(1), False),
+        }
+    )
+    vllm.redraw_weights(module)
+    values = module["weight"].float() * module["weight_scale"]
+    assert values.std().item() == pytest.approx(0.02, rel=0.05)
+    assert bool(torch.isfinite(values).all())
 
 
 def test_calibration_is_importable_without_torch_vllm_and_nvml() -> None:

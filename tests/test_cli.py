@@ -116,11 +116,11 @@ def test_predict_prints_a_table_or_one_json_document(run: Run, monkeypatch: Any)
 def test_warnings_go_under_the_table_and_beside_the_json(run: Run, monkeypatch: Any) -> None:
     warned = replace(a_prediction(), warnings=("outside of what was calibrated",))
     monkeypatch.setattr(energymodel.predict, "predict", lambda *_: warned)
-    gemma = ("predict", "--model", "gemma-3-4b-it", *PREDICT[3:])
-    _, out, err = run(*gemma)
-    assert out.index("Warning: google/gemma-3-4b-it") < out.index("Warning: outside of what was")
+    unknown = ("predict", "--model", "internlm2-7b", *PREDICT[3:])
+    _, out, err = run(*unknown)
+    assert out.index("Warning: internlm/internlm2-7b") < out.index("Warning: outside of what was")
     assert err == ""
-    _, out, err = run(*gemma, "--json")
+    _, out, err = run(*unknown, "--json")
     assert len(json.loads(out)["warnings"]) == 2
     assert err.count("Warning: ") == err.count("\n") == 2
 
@@ -175,6 +175,13 @@ def test_lists(run: Run) -> None:
     assert llama["kv_bytes_per_token"] == 131072
     assert llama["param_count"] == 8_030_261_248
     assert llama["weight_bytes"] == 2 * llama["param_count"]
+    oss = by_name["openai/gpt-oss-20b"]
+    assert (oss["kind"], oss["weight_formats"]) == ("moe", ["mxfp4"])
+    assert oss["weight_bytes"] < oss["param_count"]
+    kinds = {r["kind"] for r in rows}
+    assert kinds == {"dense", "moe", "encoder", "encoder-decoder", "image", "video"}
+    assert by_name["Qwen/Qwen2.5-VL-7B-Instruct"]["inputs"] == ["text", "image"]
+    assert by_name["mistralai/Mamba-Codestral-7B-v0.1"]["state_bytes"] > 0
     [gpu] = [g for g in json.loads(run("gpus", "--json")[1])["gpus"] if g["name"] == "h200"]
     assert gpu["profile"] is True
     assert "989 TFLOP/s" in run("gpus")[1]

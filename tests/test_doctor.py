@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from doctor_builders import CONTEXT_W, IDLE_W, LOAD_W, MEMORY_W, Board, fake_nvml, works_on
+from doctor_builders import (
+    CONTEXT_W,
+    IDLE_W,
+    LOAD_W,
+    MEMORY_W,
+    Board,
+    fake_nvml,
+    streaming_on,
+    works_on,
+)
 
 from calibration import doctor, gpu
 from calibration.clock import VirtualClock
@@ -16,6 +25,7 @@ from energymodel import commands_doctor
 from energymodel.cli import main
 from energymodel.commands_common import emit
 from energymodel.errors import InputError, WorkError
+from energymodel.profile import load
 
 
 def examined(*boards: Board, root: Path = Path("/nonexistent"), **how: Any) -> Report:
@@ -111,6 +121,26 @@ def test_it_takes_half_a_minute_and_a_quick_one_seconds() -> None:
 def test_averaged_readings_are_named_as_such(healthy: Report) -> None:
     means = [what for what in said(healthy, "note") if "is a mean over about 1.0 s" in what]
     assert len(means) == 2
+
+
+USUAL, OTHER = (kind.byte_j.value for kind in load("h200").memory)
+
+
+@pytest.mark.parametrize(("byte_j", "level"), [(USUAL, "ok"), (OTHER, "note"), (9 * USUAL, "note")])
+def test_what_a_byte_costs_in_the_memory(byte_j: float, level: str) -> None:
+    board, what = Board(), f"a byte costs {byte_j * 1e12:.0f} pJ in the memory"
+    report = examined(board, works=streaming_on(board, byte_j))
+    assert report.gpus[0].memory_byte_j == pytest.approx(byte_j, rel=0.02)
+    assert what in said(report, level)
+    remedies = [f.remedy for f in report.findings if "pJ in the memory" in f.what]
+    assert (remedies[0] is None) == (level == "ok")
+
+
+def test_without_the_memory_sensor_no_byte_is_priced() -> None:
+    board = Board(broken={"field 185 2": "not supported"})
+    report = examined(board, works=streaming_on(board, 3e-11))
+    assert report.gpus[0].memory_byte_j is None
+    assert report.gpus[0].verdict == "trustworthy"
 
 
 # What is wrong with a GPU ------------------------------------------------------------------------

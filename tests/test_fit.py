@@ -14,7 +14,7 @@ from calibration.fit_engine import Case, fit_engine, prepare
 from calibration.fit_time import START
 from calibration.observations import Observation
 from calibration.simulation.truth import declared
-from calibration.tables import kind_of, table
+from calibration.tables import names_of, table
 from energymodel import hardware, io, laws, power
 from energymodel import profile as profiles
 from energymodel.deployment import Deployment
@@ -445,8 +445,8 @@ def test_no_observations_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["idle", *REQUIRED])
 def test_a_missing_kind_is_named(kind: str, tmp_path: Path) -> None:
-    some = [(g.op, shape) for g in GRIDS for shape in g.shapes if kind_of(g.op, shape) != kind]
-    ops = [observation(op, shape, "burst") for op, shape in some]
+    bursts = [observation(g.op, shape, "burst") for g in GRIDS for shape in g.shapes]
+    ops = [o for o in bursts if kind not in names_of(o)]
     if kind != "idle":
         ops.append(observation("idle", {}, "idle"))
     path = write(tmp_path / "o.jsonl", ops)

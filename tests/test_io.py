@@ -62,6 +62,23 @@ def test_reads_counts_and_rates(tmp_path: Path) -> None:
     assert io.read_workload(str(path)).bins[0].requests_per_s == 2.0
 
 
+def test_reads_images_and_sound(tmp_path: Path) -> None:
+    path = tmp_path / "bins.json"
+    shown = {"images": 2, "image_width": 640, "image_height": 480, "audio_s": 1.5}
+    path.write_text(json.dumps(bins(BIN | shown)))
+    assert io.read_workload(path).bins == (
+        Bin(
+            input_tokens=512,
+            output_tokens=128,
+            count=64,
+            images=2,
+            image_width=640,
+            image_height=480,
+            audio_s=1.5,
+        ),
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -95,7 +112,11 @@ def test_reads_counts_and_rates(tmp_path: Path) -> None:
         ),
         (
             bins(BIN | {"tokens": 1}),
-            'bins.json: bins[0] has an unknown field "tokens"; it may have input_tokens, output_tokens, count, requests_per_s.',
+            (
+                'bins.json: bins[0] has an unknown field "tokens"; it may have input_tokens, output_tokens, count, '
+                "requests_per_s, images, image_width, image_height, audio_s, num_frames, num_inference_steps, "
+                "guidance_scale."
+            ),
         ),
         (bins(3), "bins.json: bins[0] must be an object, got 3."),
         (bins(), "bins.json: bins must be a list of 1 to 100,000 entries, got a list of 0."),
@@ -117,6 +138,18 @@ def test_reads_counts_and_rates(tmp_path: Path) -> None:
         (
             bins(BIN, {"input_tokens": 1, "output_tokens": 1, "requests_per_s": 1}),
             "bins.json: bins[1] must have count, as bins[0] has.",
+        ),
+        (
+            bins(BIN | {"images": 1, "image_width": 64}),
+            "bins.json: bins[0] has images and must have image_width and image_height, in pixels.",
+        ),
+        (
+            bins(BIN | {"images": -1}),
+            "bins.json: bins[0].images must be an integer from 0 to 10,000, got -1.",
+        ),
+        (
+            bins(BIN | {"images": 1, "image_width": 0, "image_height": 9}),
+            "bins.json: bins[0].image_width must be an integer from 1 to 100,000, got 0.",
         ),
     ],
 )

@@ -5,17 +5,23 @@ from dataclasses import replace
 import pytest
 from report_builders import HBM_BYTE_J, MEMORY_BASE_W, components, world
 
+from calibration.fit_memory import Memory
 from calibration.judgement.memory_power import memory_power
-from energymodel.profile import Estimate
+from energymodel.profile import Estimate, MemoryKind
 
 HBM_BYTES_PER_S = 4.8e12
+
+
+def costing(byte_j: float) -> Memory:
+    estimate = Estimate(value=byte_j, stderr=0.0, unit="J/B")
+    return Memory(kinds=(MemoryKind(byte_j=estimate, boards=("board-a",)),))
 
 
 def test_what_was_planted_comes_back() -> None:
     seen = world()
     found = components(seen)
     windows = {"gemm": found.names["gemm"].windows}
-    m = memory_power(windows, seen, found.hbm_byte_j, HBM_BYTES_PER_S)
+    m = memory_power(windows, seen, found.memory, HBM_BYTES_PER_S)
     assert m.windows == 30
     assert m.byte_j is not None
     assert m.byte_j.value == pytest.approx(HBM_BYTE_J, rel=0.02)
@@ -30,7 +36,7 @@ def test_what_was_planted_comes_back() -> None:
 def test_a_wrong_slope_does_not_pass_the_check() -> None:
     seen = world()
     windows = {"gemm": components(seen).names["gemm"].windows}
-    wrong = Estimate(value=2 * HBM_BYTE_J, stderr=0.0, unit="J/B")
+    wrong = costing(2 * HBM_BYTE_J)
     m = memory_power(windows, seen, wrong, HBM_BYTES_PER_S)
     assert m.median_error is not None
     assert m.median_error > 0.1
@@ -43,7 +49,6 @@ def test_without_the_sensor_it_says_so() -> None:
     w = components(seen).names["gemm"].windows
     blind = tuple(replace(o, memory_power_w=None) for o in w.table.observations)
     blind_windows = replace(w, table=replace(w.table, observations=blind))
-    byte_j = Estimate(value=HBM_BYTE_J, stderr=0.0, unit="J/B")
-    m = memory_power({"gemm": blind_windows}, blind, byte_j, HBM_BYTES_PER_S)
+    m = memory_power({"gemm": blind_windows}, blind, costing(HBM_BYTE_J), HBM_BYTES_PER_S)
     assert (m.windows, m.byte_j, m.median_error) == (0, None, None)
     assert m.note == "no window recorded the power of the memory"

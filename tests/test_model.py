@@ -171,15 +171,6 @@ def test_short_names_of_the_zoo_are_unambiguous() -> None:
     assert len(set(short)) == len(short)
 
 
-def test_a_multimodal_gemma_counts_the_text_decoder_and_says_so() -> None:
-    config = models_zoo.find("gemma-3-27b-it")
-    assert config is not None
-    spec, warnings = model_from_config(config, "gemma")
-    assert spec.model_type == "gemma3"
-    assert len(warnings) == 1
-    assert "vision tower" in warnings[0]
-
-
 def test_sparse_layers_follow_step_and_exceptions() -> None:
     config = models_zoo.find("Qwen3-30B-A3B")
     assert config is not None
@@ -212,15 +203,14 @@ VALID = {
         ({"num_hidden_layers": 10**6}, "'num_hidden_layers'"),
         ({"num_key_value_heads": 3}, "'num_key_value_heads'"),
         ({"tie_word_embeddings": 1}, "'tie_word_embeddings'"),
-        ({"model_type": "mamba"}, "'model_type'"),
+        ({"model_type": "nonsense"}, "'model_type'"),
         ({"model_type": None}, "'model_type' is missing"),
         ({"model_type": ["llama"]}, "'model_type'"),
-        ({"quantization_config": {"quant_method": "awq"}}, "'quantization_config'"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "'quantization_config'"),
         ({"model_type": "gemma2", "layer_types": ["full_attention"]}, "'layer_types'"),
         ({"model_type": "gemma2", "layer_types": ["full_attention", "x"]}, "'layer_types'"),
         ({"model_type": "gemma2", "layer_types": "full"}, "'layer_types'"),
         ({"model_type": "gemma2", "attn_logit_softcapping": float("nan")}, "softcapping"),
-        ({"model_type": "gemma3"}, "'text_config'"),
         ({"model_type": "gemma3", "text_config": 3}, "'text_config'"),
         (
             {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 0},

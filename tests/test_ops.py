@@ -85,21 +85,21 @@ def test_every_operation_of_a_dense_step_by_hand() -> None:
     expected = [
         ("embedding", "gather", "embedding", 1, 0, 5 * (8 + 8) * 2),  # 160
         # x and residual in and out, and the scale: 5 x 4 x 8 x 2 + 8 x 2
-        ("input_norm", "elementwise", "norm", 2, 0, 320 + 16),
+        ("input_norm", "rms_norm", "norm", 2, 0, 320 + 16),
         # [5,8] x [8,16]: 2x5x8x16; 16x8 weights, 5 rows of 8 in and 16 out
         ("qkv_proj", "gemm", "attention_projections", 2, 1280, 256 + 240),
-        ("rotary", "elementwise", "attention", 2, 0, 5 * 2 * (8 + 4) * 2),  # 240
-        ("kv_cache_write", "elementwise", "attention", 2, 0, 5 * 2 * (4 + 4) * 2),  # 160
+        ("rotary", "rotary", "attention", 2, 0, 5 * 2 * (8 + 4) * 2),  # 240
+        ("kv_cache_write", "kv_write", "attention", 2, 0, 5 * 2 * (4 + 4) * 2),  # 160
         # queries see 3, 4, 5 keys: 12 pairs x 4 x 8; 5 keys and values of 4, 3 rows of 8 in and out
         ("attention_prefill", "prefill_attention", "attention", 2, 384, 80 + 96),
         # 2 queries see 6 keys: 12 pairs x 4 x 8; 12 keys and values of 4, 2 rows of 8 in and out
         ("attention_decode", "decode_attention", "attention", 2, 384, 192 + 64),
         ("o_proj", "gemm", "attention_projections", 2, 2 * 5 * 8 * 8, 128 + 160),
-        ("post_attention_norm", "elementwise", "norm", 2, 0, 320 + 16),
+        ("post_attention_norm", "rms_norm", "norm", 2, 0, 320 + 16),
         ("gate_up_proj", "gemm", "mlp", 2, 2 * 5 * 8 * 32, 512 + 5 * (8 + 32) * 2),
-        ("activation", "elementwise", "mlp", 2, 0, 5 * (32 + 16) * 2),
+        ("activation", "silu_and_mul", "mlp", 2, 0, 5 * (32 + 16) * 2),
         ("down_proj", "gemm", "mlp", 2, 2 * 5 * 16 * 8, 256 + 5 * (16 + 8) * 2),
-        ("final_norm", "elementwise", "norm", 1, 0, 320 + 16),
+        ("final_norm", "rms_norm", "norm", 1, 0, 320 + 16),
         ("sampled_rows", "gather", "lm_head", 1, 0, 3 * (8 + 8) * 2),
         ("lm_head", "gemm", "lm_head", 1, 2 * 3 * 8 * 32, 512 + 3 * (8 + 32) * 2),
         # logits in 16 bits, out in 32, in again for the maximum: 3 x 32 x (2 + 4 + 4)
@@ -301,7 +301,7 @@ def test_two_steps_together_equal_each_alone(
     for i, op in enumerate(together):
         for row in range(2):
             alone = apart[row][i]
-            without = {"flop": 0, "hbm_bytes": 0, "weight_bytes": 0, "shape": {}}
+            without = {"flop": 0, "hbm_bytes": 0, "weight_bytes": 0, "shape": {}, "asked": None}
             assert replace(op, **without) == replace(alone, **without)
             assert op.flop[row] == alone.flop[0]
             assert op.weight_bytes[row] == pytest.approx(alone.weight_bytes[0], rel=1e-14)

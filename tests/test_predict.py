@@ -20,7 +20,7 @@ from energymodel.model import ModelSpec
 from energymodel.ops import lower
 from energymodel.predict import predict
 from energymodel.prediction import Prediction
-from energymodel.profile import Profile
+from energymodel.profile import Estimate, MemoryKind, Profile
 from energymodel.serving import schedule_offline
 from energymodel.vllm_engine import kv_capacity_tokens
 from energymodel.workload import Bin, Workload
@@ -156,7 +156,7 @@ def test_baselines_by_hand() -> None:
     assert p.flop_only.energy_j == pytest.approx(by_flop)
     assert p.flop_only == p.baselines["flop_only"]
     assert p.baselines["tdp"].energy_j == pytest.approx(p.duration_s * gpu.power_limit_w)
-    assert set(p.baselines) == {"flop_only", "roofline", "tdp"}
+    assert set(p.baselines) == {"flop_only", "roofline", "tdp", "mfu_power_law"}
     for baseline in p.baselines.values():
         assert baseline.ratio == pytest.approx(baseline.energy_j / p.energy_j)
     # 8.03e9 parameters less the embedding, twice, for each prompt token and each decoded one.
@@ -277,9 +277,10 @@ def test_prefill_meets_the_limit_and_single_decode_does_not() -> None:
 
 
 def half_width(p: Prediction) -> float:
+    """Of the lower side: the upper one reaches to boards whose memory costs more."""
     low, high = p.energy_interval_j
-    assert math.log(high / p.energy_j) == pytest.approx(math.log(p.energy_j / low))
-    return math.log(high / p.energy_j)
+    assert math.log(high / p.energy_j) > (1 - CLOSE) * math.log(p.energy_j / low)
+    return math.log(p.energy_j / low)
 
 
 @models
@@ -426,3 +427,34 @@ def test_weights_of_another_width_are_not_passed_off_as_calibrated() -> None:
     p = run(find_model("gpt-oss-20b")[0])
     assert any("moe.mxfp4" in warning for warning in p.warnings)
     assert half_width(p) > half_width(run(MOE))
+
+
+def with_memories(*byte_j: float) -> Profile:
+    kinds = (
+        MemoryKind(byte_j=Estimate(value=v, stderr=0.0, unit="J/B"), boards=(f"board-{i}",))
+        for i, v in enumerate(byte_j)
+    )
+    return replace(PROFILE, memory=tuple(kinds))
+
+
+USUAL = PROFILE.operations["gemm"].energy["hbm_byte_j"].value
+
+
+def test_the_interval_reaches_to_boards_with_another_memory() -> None:
+    alike, mixed = with_memories(USUAL), with_memories(USUAL, 1.7 * USUAL)
+    one, other = run(profile=alike), run(profile=mixed)
+    assert other.energy_j == one.energy_j
+    assert other.energy_interval_j[0] == one.energy_interval_j[0]
+    there = run(profile=mixed, hbm_byte_j=1.7 * USUAL)
+    ratio = there.energy_j / one.energy_j
+    assert 1.02 < ratio < 1.25
+    assert other.energy_interval_j[1] == pytest.approx(ratio * one.energy_interval_j[1], rel=1e-3)
+    # Told what a byte costs, there is no other board to reach to.
+    assert there.energy_interval_j[1] == pytest.approx(ratio * one.energy_interval_j[1], rel=1e-3)
+    assert there.energy_interval_j[0] == pytest.approx(ratio * one.energy_interval_j[0], rel=1e-3)
+
+
+def test_an_impossible_memory_is_refused() -> None:
+    for byte_j in (0.0, -1e-11, 2.5e-14, 1.0, math.nan):
+        with pytest.raises(InputError, match="hbm_byte_j must be from 1e-12 to 1e-09"):
+            run(hbm_byte_j=byte_j)

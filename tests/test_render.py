@@ -198,5 +198,9 @@ def test_lists() -> None:
         "active_param_count": 1e9,
         "kv_bytes_per_token": 131072.0,
         "weight_bytes": 14e9,
+        "weight_formats": ["bfloat16"],
     }
-    assert re.search(r"a/b +moe +7\.00 B +1\.00 B +131 kB +14\.0 GB", show(render.models([row])))
+    sizes = r" +7\.00 B +1\.00 B +131 kB +14\.0 GB"
+    assert re.search("b +moe" + sizes, show(render.models([row])))
+    narrow = row | {"kind": "encoder-decoder", "weight_formats": ["fp8_block", "uint4_g64"]}
+    assert re.search("b +enc-dec fp8 int4" + sizes, show(render.models([narrow])))

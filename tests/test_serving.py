@@ -45,7 +45,7 @@ class Brute:
 
 
 def simulate(  # noqa: C901, PLR0912 (one loop, as literal as the rules)
-    workload: Workload, deployment: Deployment, capacity: int, overlap: bool
+    workload: Workload, deployment: Deployment, capacity: int, overlap: bool, state: int = 0
 ) -> Brute:
     size = deployment.block_size
     free = capacity // size
@@ -65,7 +65,7 @@ def simulate(  # noqa: C901, PLR0912 (one loop, as literal as the rules)
 
     def allocate(request: Request, tokens: int) -> bool:
         nonlocal free
-        more = -(-(request.computed + tokens) // size) - request.blocks
+        more = state - (-(request.computed + tokens) // size) - request.blocks
         if more > free:
             return False
         free -= more
@@ -104,7 +104,7 @@ def simulate(  # noqa: C901, PLR0912 (one loop, as literal as the rules)
         while not preempted and waiting and budget and len(running) < deployment.max_num_seqs:
             request = waiting[0]
             whole = request.prompt + request.sampled
-            if -(-whole // size) > free:
+            if state - (-whole // size) > free:
                 break
             new = min(whole, budget)
             assert allocate(request, new)
@@ -166,7 +166,7 @@ def workload_of(*bins: tuple[int, int, int]) -> Workload:
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[Workload, Deployment, int, bool]:
+def cases(draw: st.DrawFn) -> tuple[Workload, Deployment, int, bool, int]:
     rows = draw(
         st.lists(
             st.tuples(st.integers(1, 70), st.integers(0, 90), st.integers(1, 9)),
@@ -181,19 +181,23 @@ def cases(draw: st.DrawFn) -> tuple[Workload, Deployment, int, bool]:
         block_size=draw(st.sampled_from([1, 4, 16])),
     )
     size = deployment.block_size
-    longest = max(-(-(i + max(o, 1) - 1) // size) for i, o, _ in rows)
+    # Blocks of recurrent states, which a sequence takes however long it is.
+    state = draw(st.integers(0, 3))
+    longest = state + max(-(-(i + max(o, 1) - 1) // size) for i, o, _ in rows)
     capacity = size * draw(st.integers(longest, 5 * longest)) + draw(st.integers(0, size - 1))
-    return workload_of(*rows), deployment, capacity, draw(st.booleans())
+    return workload_of(*rows), deployment, capacity, draw(st.booleans()), state
 
 
 @settings(max_examples=200, deadline=None)
 @given(cases())
 def test_every_iteration_is_that_of_the_literal_scheduler(
-    case: tuple[Workload, Deployment, int, bool],
+    case: tuple[Workload, Deployment, int, bool, int],
 ) -> None:
-    workload, deployment, capacity, overlap = case
-    brute = simulate(workload, deployment, capacity, overlap)
-    schedule = schedule_offline(workload, deployment, capacity, async_scheduling=overlap)
+    workload, deployment, capacity, overlap, state = case
+    brute = simulate(workload, deployment, capacity, overlap, state)
+    schedule = schedule_offline(
+        workload, deployment, capacity, async_scheduling=overlap, state_blocks=state
+    )
     assert schedule.iterations == len(brute.steps) == schedule.steps.weight.sum()
     for ours, theirs in zip(expand(schedule), brute.steps, strict=True):
         assert ours.chunks == theirs.chunks

@@ -15,6 +15,7 @@ from calibration.doctor.finding import NOTE, PROBLEM, Finding, finding, verdict
 from calibration.doctor.findings import fit, of_gpu, of_host, unknown_gpu
 from calibration.doctor.host import HostFacts, gather_host
 from calibration.doctor.load import Works, torch_works
+from calibration.doctor.memory import memory_byte_j, of_memory
 from calibration.doctor.phases import CONTEXT, LOAD, NO_CONTEXT, Bedside, PhaseFacts
 from calibration.doctor.sensor_findings import of_sensors
 from calibration.doctor.timing import SensorFacts
@@ -33,13 +34,15 @@ LOAD_S, LOAD_SETTLE_S = 4.0, 1.6
 class GpuReport:
     """One GPU: facts, how its sensors behaved, its power in each state, and the verdict.
 
-    ``verdict`` is "trustworthy", "with care" or "not usable".
+    ``verdict`` is "trustworthy", "with care" or "not usable". ``memory_byte_j``: what a byte costs
+    in the memory of this board; None where that could not be measured.
     """
 
     verdict: str
     facts: GpuFacts
     sensors: dict[str, SensorFacts]
     phases: tuple[PhaseFacts, ...]
+    memory_byte_j: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +135,7 @@ class _Patient:
         self.facts = gather(nvml, self._handle, index)
         self._bedside = Bedside(nvml, self._handle, clock)
         self._notes: list[Finding] = []
+        self._memory_byte_j: float | None = None
 
     def rest(self, duration_s: float, say: Callable[[str], None]) -> None:
         """Poll it while nothing of ours runs there."""
@@ -150,6 +154,9 @@ class _Patient:
             )
             say(f"GPU {self.facts.index}: under load, {LOAD_SETTLE_S + LOAD_S:.0f} s")
             self._bedside.work(LOAD, found.load, settle_s=LOAD_SETTLE_S, duration_s=LOAD_S)
+            if found.stream_of is not None:
+                say(f"GPU {self.facts.index}: streaming through its memory")
+                self._memory_byte_j = memory_byte_j(self._bedside, found.stream_of)
         except Exception as error:  # noqa: BLE001 - the rest of the report stands without it
             self._notes.append(
                 finding(
@@ -172,9 +179,16 @@ class _Patient:
             *fit(self.facts),
             *of_gpu(self.facts),
             *of_sensors(self.facts, sensors, phases),
+            *of_memory(self.facts, self._memory_byte_j),
             *self._notes,
             *unknown_gpu(self.facts, hardware.available()),
         ]
         mine = [replace(f, gpu=self.facts.index) for f in found]
-        report = GpuReport(verdict=verdict(mine), facts=self.facts, sensors=sensors, phases=phases)
+        report = GpuReport(
+            verdict=verdict(mine),
+            facts=self.facts,
+            sensors=sensors,
+            phases=phases,
+            memory_byte_j=self._memory_byte_j,
+        )
         return report, mine

@@ -1,4 +1,4 @@
-"""What the doctor runs on a GPU: next to nothing with a context, and a bf16 matrix product."""
+"""What the doctor runs on a GPU: next to nothing with a context, a bf16 matrix product, a copy."""
 
 import threading
 import warnings
@@ -15,14 +15,30 @@ from energymodel.errors import WorkError
 # 3 operands of 8192 x 8192 in 16 bits take 400 MB and a product about 1.1 TFLOP.
 SIZE = 8192
 CALLS_PER_CHUNK = 4
+# A copy reads and writes as much; far more than any L2 cache holds.
+COPY_BYTES = 512 << 20
+COPIES_PER_CHUNK = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """A copy through the memory; ``moved_bytes`` is what it has read and written so far."""
+
+    work: Work
+    moved_bytes: Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Works:
-    """``context`` keeps a context and the clocks up, ``load`` keeps the GPU busy."""
+    """``context`` keeps a context and the clocks up, ``load`` keeps the GPU busy.
+
+    ``stream_of`` gives a copy that streams for a share of the time and waits on the GPU, without
+    touching its memory, for the rest.
+    """
 
     context: Work
     load: Work
+    stream_of: Callable[[float], Stream] | None = None
 
 
 def torch_works(uuid: str) -> Works:
@@ -77,6 +93,40 @@ def _works(torch: Any, index: int) -> Works:
     return Works(
         context=_on(torch, index, clocks_up()),
         load=_on(torch, index, Work(submit=submit, calls_per_chunk=CALLS_PER_CHUNK)),
+        stream_of=lambda share: _stream(torch, index, share),
+    )
+
+
+def _stream(torch: Any, index: int, share: float) -> Stream:
+    with torch.cuda.device(index):
+        source = torch.ones(COPY_BYTES, device="cuda", dtype=torch.uint8)
+        target = torch.empty_like(source)
+        hertz = 1e3 * torch.cuda.get_device_properties(index).clock_rate
+    chunks = [0]
+    waiting_s = [0.0]
+
+    def submit() -> Callable[[], float]:
+        start = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True, blocking=True)
+        start.record()
+        for _ in range(COPIES_PER_CHUNK):
+            target.copy_(source)
+        end.record()
+        if waiting_s[0] > 0:
+            torch.cuda._sleep(int(waiting_s[0] * hertz))
+
+        def wait() -> float:
+            end.synchronize()
+            busy_s = float(start.elapsed_time(end)) * 1e-3
+            chunks[0] += 1
+            waiting_s[0] = busy_s * (1.0 / share - 1.0)
+            return busy_s
+
+        return wait
+
+    work = _on(torch, index, Work(submit=submit, calls_per_chunk=COPIES_PER_CHUNK))
+    return Stream(
+        work=work, moved_bytes=lambda: 2.0 * COPY_BYTES * COPIES_PER_CHUNK * float(chunks[0])
     )
 
 

@@ -14,7 +14,7 @@ from calibration.doctor.facts import (
     throttle_bits,
     throttle_names,
 )
-from calibration.doctor.load import busy
+from calibration.doctor.load import Stream, busy
 from calibration.doctor.sensors import (
     AVERAGE,
     COUNTER,
@@ -94,6 +94,23 @@ class Bedside:
         if state == LOAD and len(self.phases) > 1:
             self._note_rises(onset, self.phases[-2], phase)
         return phase
+
+    def stream(
+        self, stream: Stream, *, settle_s: float, duration_s: float
+    ) -> tuple[float, float | None]:
+        """(bytes per second, mean watts of the memory) while ``stream`` runs.
+
+        Raises:
+            WorkError: the stream failed.
+        """
+        memory = [source for source in self._sources if source.name == MEMORY]
+        with busy(stream.work, self._clock):
+            poll(memory, settle_s, self._clock)
+            started_s, before = self._clock.now(), stream.moved_bytes()
+            series = poll(memory, duration_s, self._clock)
+            passed_s, moved = self._clock.now() - started_s, stream.moved_bytes() - before
+        watts = series[MEMORY].mean_between(float("-inf"), float("inf")) if memory else None
+        return moved / passed_s, watts
 
     def sensors(self) -> dict[str, SensorFacts]:
         """How each sensor behaved over all phases."""

@@ -30,6 +30,11 @@ MIN_RUN_S = 3.0
 WARM_S = 0.4
 # Prompt tokens that run on after the window closed.
 TAIL_TOKENS = 8192
+# Of redrawn weights. Online quantisation scales each tensor so that its largest value, about 4.5
+# deviations, meets the largest of the format.
+DEVIATION, SIGMAS = 0.02, 4.5
+# How vLLM calls what 8-bit weights are multiplied with.
+SCALES = ("weight_scale", "weight_scale_inv")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +185,12 @@ class Engine:
 
 
 def redraw_weights(model: Any) -> None:
-    """Weights normal(0, 0.02), norms at 1: dummy weights are tiny and equal in every layer."""
+    """Weights normal(0, 0.02), norms at 1: dummy weights are tiny and equal in every layer.
+
+    8-bit weights fill their range, and their scales bring them back to a deviation of 0.02: with
+    random scales activations would grow from layer to layer, and the router send all tokens to a
+    few experts.
+    """
     import torch
 
     for name, parameter in model.named_parameters():
@@ -188,20 +198,24 @@ def redraw_weights(model: Any) -> None:
             continue
         if parameter.dim() == 1 and "norm" in name:
             parameter.data.fill_(1.0)
+        elif name.endswith(SCALES):
+            parameter.data.fill_(DEVIATION * SIGMAS / torch.finfo(torch.float8_e4m3fn).max)
         elif parameter.element_size() >= 2:
-            parameter.data.normal_(0.0, 0.02)
+            parameter.data.normal_(0.0, DEVIATION)
         else:
             _redraw_narrow(parameter.data, torch)
 
 
 def _redraw_narrow(tensor: Any, torch: Any) -> None:
     """8-bit floats have no random fill: draw in float32, row block by row block, and convert."""
-    flat = tensor.view(-1)
+    # Kernels of some formats want weights transposed: view them in the order that they lie in.
+    in_order = sorted(range(tensor.dim()), key=lambda axis: -tensor.stride(axis))
+    flat = tensor.permute(in_order).view(-1)
     largest = torch.finfo(tensor.dtype).max
     for start in range(0, flat.numel(), 1 << 24):
         part = flat[start : start + (1 << 24)]
-        # Online quantisation scales each tensor so that about 4.5 sigma meets the largest value.
-        part.copy_((torch.randn(part.numel(), device=part.device) * (largest / 4.5)).to(part.dtype))
+        drawn = torch.randn(part.numel(), device=part.device) * (largest / SIGMAS)
+        part.copy_(drawn.clamp(-largest, largest).to(part.dtype))
 
 
 def run_record(model: str, gpu: str, workload: "Workload", run: Run) -> dict[str, Any]:

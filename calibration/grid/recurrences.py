@@ -38,9 +38,19 @@ RECURRENCES = (
     ),
     Family(
         op="selective_scan",
-        energy=((_scan(1, 4096), (FULL,)), (_scan(8, 512, 1), (FULL,)), (_scan(1, 512), (FULL,))),
+        energy=tuple(
+            (_scan(seqs, tokens, which), (FULL,))
+            for seqs, tokens, which in (
+                (1, 4096, 0),
+                (8, 512, 1),
+                (1, 512, 0),
+                (16, 1024, 2),
+                (1, 16384, 1),
+                (1, 1024, 2),
+            )
+        ),
         timed=tuple(_scan(*chunk, w) for w, chunk in product((0, 1, 2), CHUNKS)),
-        bursts=12,
+        bursts=18,
         wide=True,
     ),
     Family(
@@ -52,20 +62,35 @@ RECURRENCES = (
     ),
     Family(
         op="linear_attention",
-        energy=(
-            (_delta(1, 4096), (FULL,)),
-            (_delta(8, 512, 1), (FULL,)),
-            (_delta(1, 512), (FULL,)),
+        energy=tuple(
+            (_delta(seqs, tokens, which), (FULL,))
+            for seqs, tokens, which in (
+                (1, 4096, 0),
+                (8, 512, 1),
+                (1, 512, 0),
+                (16, 1024, 0),
+                (1, 16384, 1),
+                (1, 1024, 1),
+            )
         ),
         timed=tuple(_delta(*chunk, w) for w, chunk in product((0, 1), CHUNKS)),
-        bursts=10,
+        bursts=12,
         wide=True,
     ),
     Family(
         op="causal_conv1d",
         energy=tuple(
-            ({"num_seqs": seqs, "tokens": tokens, "width": 10240}, (FULL,))
-            for seqs, tokens in ((64, 1), (1, 4096), (8, 512))
+            ({"num_seqs": seqs, "tokens": tokens, "width": width}, (FULL,))
+            for seqs, tokens, width in (
+                (64, 1, 10240),
+                (1, 4096, 10240),
+                (8, 512, 10240),
+                (1, 1024, 5376),
+                (256, 1, 5376),
+                (16, 1024, 5376),
+                (256, 1, 10240),
+                (1, 256, 10240),
+            )
         ),
         timed=tuple(
             {"num_seqs": seqs, "tokens": tokens, "width": width}

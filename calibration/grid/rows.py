@@ -90,7 +90,7 @@ BY_ROW = (
         op="moe_routing",
         energy=tuple(
             ({"tokens": n, "num_experts": experts, "top_k": 8}, (FULL,))
-            for n, experts in ((16384, 128), (64, 64), (2048, 256))
+            for n, experts in ((16384, 128), (64, 64), (2048, 256), (4096, 64), (512, 128))
         ),
         timed=tuple(
             {"tokens": n, "num_experts": experts, "top_k": min(8, experts)}
@@ -103,7 +103,9 @@ BY_ROW = (
         Family(
             op=op,
             library="torch",
-            energy=_row_windows((16384, 4096), (64, 4096), (1024, 2048)),
+            energy=_row_windows(
+                (16384, 4096), (64, 4096), (1024, 2048), (4096, 8192), (256, 4096), (4096, 1024)
+            ),
             timed=_rows(ROW_WIDTHS),
             bursts=16,
             wide=True,

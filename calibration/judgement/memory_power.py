@@ -1,7 +1,8 @@
 """The memory's own power sensor as a second target: joules of an HBM byte, and do they add up.
 
-The slope is ``fit_energy.fit_hbm_byte``, from streaming kernels alone. The check asks whether it
-predicts the memory power of every sustained window, most of which had no part in it.
+The slopes are ``fit_memory``'s, from streaming kernels alone. The check asks whether they predict
+the memory power of every sustained window, most of which had no part in them. Rates are of bytes as
+the usual memory would have them: a byte that costs twice as much counts twice.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.fit_energy import CACHED, STREAMING_SHARE, Windows
+from calibration.fit_energy import Windows
+from calibration.fit_memory import CACHED, STREAMING_SHARE, Memory
 from calibration.observations import Observation
 from energymodel.laws import kind_of
-from energymodel.profile import Estimate
+from energymodel.profile import Estimate, MemoryKind
 
 Array = NDArray[np.float64]
 
@@ -25,6 +27,7 @@ class MemoryPower:
     ``base_w`` is the level of the streaming windows, from which the slope comes.
     ``idle_w`` is what the sensor reads without work. ``median_error`` is of memory power,
     absolute relative; ``by_kind`` its signed median. None, and a ``note``, without the sensor.
+    ``byte_j`` is that of the usual memory; ``memories`` are all kinds that boards have.
     """
 
     windows: int
@@ -35,6 +38,7 @@ class MemoryPower:
     median_error: float | None
     by_kind: dict[str, float]
     note: str
+    memories: tuple[MemoryKind, ...] = ()
 
 
 def memory_rows(windows: Mapping[str, Windows]) -> dict[str, tuple[Array, Array]]:
@@ -52,14 +56,14 @@ def memory_rows(windows: Mapping[str, Windows]) -> dict[str, tuple[Array, Array]
 def memory_power(
     windows: Mapping[str, Windows],
     observations: Sequence[Observation],
-    byte_j: Estimate,
+    memory: Memory,
     hbm_bytes_per_s: float,
 ) -> MemoryPower:
-    """Check ``byte_j`` against the memory power of every sustained window.
+    """Check ``memory`` against the memory power of every sustained window.
 
     ``hbm_bytes_per_s`` is the datasheet's rate of the memory.
     """
-    rows = memory_rows(windows)
+    rows, byte_j = memory_rows(windows), memory.usual
     if not rows:
         return MemoryPower(
             windows=0,
@@ -96,4 +100,5 @@ def memory_power(
             for kind, (r, w) in rows.items()
         },
         note="",
+        memories=memory.kinds,
     )

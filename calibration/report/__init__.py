@@ -76,7 +76,7 @@ def build_report(fit: FitEvidence) -> Report:
     windows = {name: f.windows for name, f in found.names.items() if len(f.windows.duty)}
     # What is pooled under elementwise was also fitted kernel by kernel: once is enough here.
     single = {name: w for name, w in windows.items() if _counts_once(name, windows)}
-    memory = memory_power(single, seen, found.hbm_byte_j, fit.spec.hbm_bytes_per_s)
+    memory = memory_power(single, seen, found.memory, fit.spec.hbm_bytes_per_s)
     return Report(
         gpu=fit.spec.name,
         gpu_name=", ".join(sorted({o.gpu for o in seen})),

@@ -1,5 +1,7 @@
 """A calibration report as sections of sentences and tables, which text and HTML both print."""
 
+from collections.abc import Sequence
+
 from calibration.judgement.boards import Quantity
 from calibration.judgement.simple_fits import NAMES
 from calibration.judgement.variation import Variation
@@ -15,6 +17,7 @@ from calibration.report.cells import (
 )
 from calibration.report.contents import Report
 from calibration.report.verdict import verdict
+from energymodel.profile import MemoryKind
 from energymodel.render import integer, percent
 
 ALL, ENERGY, TIME = "all", "energy, held out", "time, held out"
@@ -236,12 +239,22 @@ def _power(r: Report) -> Section:
     )
 
 
+def _memories(kinds: Sequence[MemoryKind]) -> list[tuple[str, str]]:
+    """What a byte costs, on the boards that are alike in it."""
+    if len(kinds) == 1:
+        return [("energy of an HBM byte", estimate(kinds[0].byte_j))]
+    return [
+        (f"energy of an HBM byte, {len(kind.boards)} boards", estimate(kind.byte_j))
+        for kind in kinds
+    ]
+
+
 def _memory(r: Report) -> Section:
     m = r.memory
     if m.byte_j is None:
         return Section(title="Memory power", paragraphs=(f"Not told: {m.note}.",))
     rows = [
-        ("energy of an HBM byte", estimate(m.byte_j)),
+        *_memories(m.memories),
         ("memory power without traffic, fitted", f"{m.base_w:.1f} W"),
         ("memory power in idle windows", "-" if m.idle_w is None else f"{m.idle_w:.1f} W"),
         ("share of variance explained", percent(m.r2)),

@@ -135,10 +135,14 @@ def _memory(r: Report) -> str:
     m = r.memory
     if m.byte_j is None or m.median_error is None:
         return f"Memory: {m.note}."
+    costs = [
+        f"{k.byte_j.value * 1e12:.1f} ± {k.byte_j.stderr * 1e12:.1f} pJ"
+        + (f" on {len(k.boards)} boards" if len(m.memories) > 1 else "")
+        for k in m.memories
+    ]
     return (
-        f"Memory: a byte costs {m.byte_j.value * 1e12:.1f} ± {m.byte_j.stderr * 1e12:.1f} pJ in the "
-        f"HBM by its own sensor, which predicts memory power within {percent(m.median_error)} "
-        "(median)."
+        f"Memory: a byte costs {' and '.join(costs)} in the HBM by its own sensor, which predicts "
+        f"memory power within {percent(m.median_error)} (median)."
     )
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from energymodel.blocks.softmax import QkNorm, SoftmaxAttention, decode_attention, prefill_attention
 from energymodel.op_kinds import Context, Op, elementwise, linear, normalise
 from energymodel.weights import Weight, matrix, vector
@@ -11,9 +13,8 @@ from energymodel.weights import Weight, matrix, vector
 class CrossAttention:
     """Keys and values of ``source_size`` wide inputs are computed once a request and cached.
 
-    ``source``: the tokens that they come from, "encoder" (the prompt of an encoder-decoder). The
-    biases are those of the projections of queries, keys, values and outputs, as in
-    ``SoftmaxAttention``.
+    The inputs are the prompt as the encoder leaves it, or the images as the vision tower leaves
+    them. The biases are those of the projections of queries, keys, values and outputs.
     """
 
     num_attention_heads: int
@@ -59,41 +60,53 @@ class CrossAttention:
         return 0.0 * element_bytes
 
     def operations(self, ctx: Context) -> list[Op]:
-        """Queries of new tokens; keys and values of source tokens that are new."""
+        """Queries of new tokens; keys and values of the source of each answer that begins."""
         a, component = self.softmax, "attention_projections"
         steps, chunks, decodes = ctx.steps, ctx.steps.chunks, ctx.steps.decodes
-        prompts = ctx.prompt_tokens[chunks.bin].astype(float)
-        sources = steps.sum_chunks(prompts)
-        read = steps.sum_decodes(ctx.prompt_tokens[decodes.bin].astype(float))
-        ops = linear(ctx, "cross_q_proj", component, n=a.q_size, k=ctx.hidden_size)
+        source = np.where(chunks.count > 0, ctx.source_tokens[chunks.bin], 0).astype(np.float64)
+        read = ctx.source_tokens[decodes.bin].astype(np.float64)
+        # The first chunk of a prompt brings its source.
+        new = np.where(chunks.context == 0, source, 0.0)
+        rows, asked = steps.sum_chunks(new), (new, np.zeros_like(read))
+        q_bias, kv_bias = self.q_bias, self.k_bias or self.v_bias
+        ops = linear(ctx, "cross_q_proj", component, n=a.q_size, k=ctx.hidden_size, bias=q_bias)
         ops += linear(
-            ctx, "cross_kv_proj", component, n=2 * a.kv_size, k=self.source_size, rows=sources
+            ctx,
+            "cross_kv_proj",
+            component,
+            n=2 * a.kv_size,
+            k=self.source_size,
+            bias=kv_bias,
+            rows=rows,
+            asked=asked,
         )
         if self.qk_norm is not None:
             ops.append(normalise(ctx, "cross_qk_norm", width=a.q_size, tensors=2))
-        row_bytes = 4 * a.kv_size * ctx.wide
+        row_bytes = 2 * a.kv_size * (ctx.wide + ctx.kv_element_bytes)
         write = elementwise(
             ctx,
             "cross_cache_write",
             "attention",
             width=a.kv_size,
             row_bytes=row_bytes,
-            rows=sources,
+            rows=rows,
+            kind="kv_write",
+            asked=asked,
         )
-        pairs = steps.sum_chunks(prompts * chunks.tokens)
-        return [
-            *ops,
-            write,
-            prefill_attention(
-                ctx,
-                a,
-                pairs=pairs,
-                kv_tokens=sources,
-                cached=ctx.kv_stored,
-                name="cross_attention_prefill",
-            ),
-            decode_attention(
-                ctx, a, kv_tokens=read, block_tokens=read, name="cross_attention_decode"
-            ),
-            *linear(ctx, "cross_o_proj", component, n=ctx.hidden_size, k=a.q_size),
-        ]
+        prefill = prefill_attention(
+            ctx,
+            a,
+            pairs=source * chunks.tokens,
+            kv_tokens=source,
+            cached=ctx.kv_stored,
+            name="cross_attention_prefill",
+        )
+        # The source does not grow: every step walks the same whole blocks.
+        blocks = np.ceil(read / a.key_block) * a.key_block
+        decode = decode_attention(
+            ctx, a, kv_tokens=read, block_tokens=blocks, name="cross_attention_decode"
+        )
+        out = linear(
+            ctx, "cross_o_proj", component, n=ctx.hidden_size, k=a.q_size, bias=self.o_bias
+        )
+        return [*ops, write, prefill, decode, *out]

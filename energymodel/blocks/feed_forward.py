@@ -1,6 +1,6 @@
 """Feed-forward blocks: one for every token, or experts that a router chooses."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,11 +14,17 @@ EXPERTS = "experts"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mlp:
-    """Dense feed-forward block; ``gated`` has a gate beside the up projection (SwiGLU, GeGLU)."""
+    """Dense feed-forward block; ``gated`` has a gate beside the up projection (SwiGLU, GeGLU).
+
+    ``down_bias``: the down projection has a bias even where the others have none (GTE).
+    ``sparse``: of the gate only what lies above a quantile of each row is kept (Gemma 3n).
+    """
 
     intermediate_size: int
     gated: bool = True
     bias: bool = False
+    down_bias: bool = False
+    sparse: bool = False
 
     @property
     def up_size(self) -> int:
@@ -29,10 +35,10 @@ class Mlp:
         self, hidden_size: int, _norm_vectors: int = 0, prefix: str = ""
     ) -> tuple[Weight, ...]:
         """The two or three projections; it has no normalisation of its own."""
-        up, parts = self._up(prefix)
+        (up, parts), down = self._up(prefix), f"{prefix}down_proj"
         return (
             *matrix(up, self.up_size, hidden_size, bias=self.bias, parts=parts),
-            *matrix(f"{prefix}down_proj", hidden_size, self.intermediate_size, bias=self.bias),
+            *matrix(down, hidden_size, self.intermediate_size, bias=self.bias or self.down_bias),
         )
 
     def kv_bytes_per_token(self, element_bytes: float) -> float:
@@ -48,10 +54,21 @@ class Mlp:
         inner, up = self.intermediate_size, self._up(prefix)[0]
         row_bytes = (self.up_size + inner) * ctx.wide
         h, down = ctx.hidden_size, f"{prefix}down_proj"
+        # Mean and deviation of the gate, then the cut.
+        cut_bytes = 3 * inner * ctx.wide
+        cut = elementwise(ctx, f"{prefix}cut", component, width=inner, row_bytes=cut_bytes)
         return [
             *linear(ctx, up, component, n=self.up_size, k=h, bias=self.bias),
-            elementwise(ctx, f"{prefix}activation", component, width=inner, row_bytes=row_bytes),
-            *linear(ctx, down, component, n=h, k=inner, bias=self.bias),
+            *([cut] if self.sparse else []),
+            elementwise(
+                ctx,
+                f"{prefix}activation",
+                component,
+                width=inner,
+                row_bytes=row_bytes,
+                kind="silu_and_mul" if self.gated else "gelu",
+            ),
+            *linear(ctx, down, component, n=h, k=inner, bias=self.bias or self.down_bias),
         ]
 
     def _up(self, prefix: str) -> tuple[str, tuple[str, ...]]:
@@ -66,6 +83,8 @@ class Moe:
     """Routed experts and, in some families, one shared expert that every token visits.
 
     ``router_vectors`` are learnt values for each expert beside the router (biases of its scores).
+    ``latent_size``: routed experts work on vectors of that width, between two projections that all
+    of them share (Nemotron 3).
     """
 
     num_experts: int
@@ -77,6 +96,7 @@ class Moe:
     router_bias: bool = False
     router_vectors: int = 0
     expert_bias: bool = False
+    latent_size: int | None = None
 
     @property
     def expert(self) -> Mlp:
@@ -88,14 +108,19 @@ class Moe:
     def weights(self, hidden_size: int, _norm_vectors: int = 0) -> tuple[Weight, ...]:
         """Router, routed experts and their biases, shared expert and its gate."""
         e, inner = self.num_experts, self.moe_intermediate_size
-        each = (self.expert.up_size + inner) * hidden_size
-        biases = self.expert.up_size + hidden_size if self.expert_bias else 0
+        width = self.latent_size or hidden_size
+        each = (self.expert.up_size + inner) * width
+        biases = self.expert.up_size + width if self.expert_bias else 0
         vectors = e * ((1 if self.router_bias else 0) + self.router_vectors)
         shared: tuple[Weight, ...] = ()
         if self.shared_expert is not None:
             shared = self.shared_expert.weights(hidden_size, prefix="shared_")
         if self.shared_expert_gate:
             shared = (*shared, vector("shared_expert_gate", hidden_size))
+        if self.latent_size is not None:
+            into = matrix("fc1_latent_proj", self.latent_size, hidden_size)
+            out = matrix("fc2_latent_proj", hidden_size, self.latent_size)
+            shared = (*shared, *into, *out)
         return (
             vector("router", e * hidden_size),
             *([vector("router.bias", vectors)] if vectors else []),
@@ -123,14 +148,26 @@ class Moe:
 
     def operations(self, ctx: Context) -> list[Op]:
         """Shared expert, router, choice, routed experts."""
-        h, inner, top_k = ctx.hidden_size, self.moe_intermediate_size, self.num_experts_per_tok
-        e = self.num_experts
+        h, top_k = ctx.hidden_size, self.num_experts_per_tok
+        e, latent = self.num_experts, self.latent_size
         router = linear(ctx, "router", "moe", n=e, k=h, bias=self.router_bias)
         # Reads the router logits, writes a float32 weight and an int32 expert for each choice.
-        top = elementwise(ctx, "topk", "moe", width=e, row_bytes=e * ctx.wide + top_k * 8)
+        row_bytes = e * ctx.wide + top_k * 8
+        top = elementwise(ctx, "topk", "moe", width=e, row_bytes=row_bytes, kind="moe_routing")
         ops = [*self._shared(ctx), *router, top]
+        if latent is not None:
+            ops += linear(ctx, "fc1_latent_proj", "moe", n=latent, k=h)
+            out = linear(ctx, "fc2_latent_proj", "moe", n=h, k=latent)
+            return [*ops, *self._experts(replace(ctx, hidden_size=latent)), *out]
+        return ops + self._experts(ctx)
+
+    def _experts(self, ctx: Context) -> list[Op]:
+        """Routed experts, after the quantisation of what enters their products."""
+        inner, top_k = self.moe_intermediate_size, self.num_experts_per_tok
+        ops = []
         narrow = input_bytes(ctx.stored(EXPERTS), ctx.wide)
         if narrow != ctx.wide:
+            h = ctx.hidden_size
             ops.append(quantise(ctx, "experts_quant_input", "moe", width=h, narrow=narrow))
             inside = quantise(ctx, "experts_quant_inner", "moe", width=top_k * inner, narrow=narrow)
             ops.append(inside)

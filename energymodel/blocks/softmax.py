@@ -10,6 +10,13 @@ from typing import Literal
 
 import numpy as np
 
+from energymodel.blocks.pairs import (
+    band_pairs,
+    blocks_up_to,
+    piece_blocks,
+    piece_pairs,
+    visible_pairs,
+)
 from energymodel.op_kinds import Context, Op, elementwise, in_place, linear, normalise
 from energymodel.steps import Floats, Ints
 from energymodel.weights import Weight, matrix, vector
@@ -25,11 +32,17 @@ class SoftmaxAttention:
     ``chunk_size`` = C: a query sees what came before it in its own piece of C tokens (Llama 4).
     ``causal`` is off in encoders, where every token sees every other; a window then reaches both
     ways, W tokens in all. ``qk_norm``: "head" normalises each head of q and k alone (Qwen3, Gemma
-    3), "hidden" the whole projection (OLMo 2, OLMoE), "plain" without learnt values (Llama 4).
+    3), "hidden" the whole projection (OLMo 2, OLMoE), "plain" without learnt values (Llama 4);
+    ``qk_norm_vectors`` are its learnt vectors, where not as many as those of the layer's norms.
     ``rotary_dim``: how many of the ``head_dim`` values of a head are rotated by position.
     ``sinks``: one learnt extra logit for each head (gpt-oss). ``clip_qkv``: the projections are
     clamped (OLMo). ``gated``: the query projection also gives a gate for the output (Qwen3-Next).
     ``k_bias`` is off where queries and values have a bias and keys have none (Whisper).
+    ``score_bias``: a learnt number for each head and distance is added to the scores (T5);
+    ``alibi``: a fixed one that grows with the distance (BLOOM).
+    ``input_size``: width of what is projected, where it is not that of the layer (Zamba).
+    ``shares_kv``: keys and values are those that an earlier layer cached (Gemma 3n). ``k_is_v``:
+    values are the keys before their norm and rotation (Gemma 4). ``v_norm``: values are normalised.
     """
 
     num_attention_heads: int
@@ -44,9 +57,16 @@ class SoftmaxAttention:
     k_bias: bool = True
     o_bias: bool = False
     qk_norm: QkNorm | None = None
+    qk_norm_vectors: int | None = None
     sinks: bool = False
     clip_qkv: bool = False
     gated: bool = False
+    score_bias: bool = False
+    alibi: bool = False
+    input_size: int | None = None
+    shares_kv: bool = False
+    k_is_v: bool = False
+    v_norm: bool = False
 
     @property
     def q_size(self) -> int:
@@ -59,22 +79,31 @@ class SoftmaxAttention:
         return self.num_key_value_heads * self.head_dim
 
     @property
+    def new_kv_size(self) -> int:
+        """Width of the keys that the layer computes itself."""
+        return 0 if self.shares_kv else self.kv_size
+
+    @property
     def qkv_size(self) -> int:
         """Width of the fused projection of queries, keys, values and the gate of the output."""
-        return (2 if self.gated else 1) * self.q_size + 2 * self.kv_size
+        q_size = (2 if self.gated else 1) * self.q_size
+        return q_size + (1 if self.k_is_v else 2) * self.new_kv_size
 
     def weights(self, hidden_size: int, norm_vectors: int) -> tuple[Weight, ...]:
         """Projections, their biases, the norms of q and k, and sinks."""
         bias = self.qkv_size - (0 if self.k_bias else self.kv_size)
-        qk_widths = {"head": 2 * self.head_dim, "hidden": self.q_size + self.kv_size, "plain": 0}
-        norms = norm_vectors * qk_widths[self.qk_norm] if self.qk_norm else 0
         vectors = [
             vector("qkv_proj.bias", bias if self.qkv_bias else 0),
-            vector("qk_norm", norms),
+            vector("qk_norm", self._qk_norm_params(norm_vectors)),
             vector("sinks", self.num_attention_heads if self.sinks else 0),
         ]
         return (
-            *matrix("qkv_proj", self.qkv_size, hidden_size, parts=("q_proj", "k_proj", "v_proj")),
+            *matrix(
+                "qkv_proj",
+                self.qkv_size,
+                self.input_size or hidden_size,
+                parts=("q_proj", "k_proj", "v_proj"),
+            ),
             *matrix("o_proj", hidden_size, self.q_size, bias=self.o_bias),
             *(v for v in vectors if v.params),
         )
@@ -84,7 +113,12 @@ class SoftmaxAttention:
         return 0.0 * element_bytes
 
     def kv_bytes_per_token(self, element_bytes: float) -> float:
-        """Bytes that one cached token takes in one layer: a key and a value for each KV head."""
+        """Bytes that one token adds to the cache of one layer; an encoder has none."""
+        cached = self.causal and not self.shares_kv
+        return self.key_value_bytes(element_bytes) if cached else 0.0
+
+    def key_value_bytes(self, element_bytes: float) -> float:
+        """Bytes of a key and a value for each KV head."""
         return 2 * self.kv_size * element_bytes
 
     def cached_tokens(self, context: Floats | Ints) -> Floats:
@@ -107,10 +141,10 @@ class SoftmaxAttention:
         if self.chunk_size is not None:
             start = np.asarray(context, dtype=np.float64)
             pieces = float(self.chunk_size)
-            return _piece_pairs(start + tokens, pieces) - _piece_pairs(start, pieces)
+            return piece_pairs(start + tokens, pieces) - piece_pairs(start, pieces)
         if not self.causal:
             n = np.asarray(tokens, dtype=np.float64) + context
-            return n * n if self.sliding_window is None else _band(n, self.sliding_window)
+            return n * n if self.sliding_window is None else band_pairs(n, self.sliding_window)
         return visible_pairs(tokens, context, self._window)
 
     def chunk_kv_tokens(self, tokens: Floats | Ints, context: Floats | Ints) -> Floats:
@@ -120,15 +154,25 @@ class SoftmaxAttention:
             before = np.asarray(context, dtype=np.float64) % self.chunk_size
         return np.asarray(tokens, dtype=np.float64) + before
 
-    def decode_kv_tokens(self, context: Floats | Ints) -> Floats:
+    def decode_kv_tokens(self, context: Floats | Ints, span: Floats | Ints | int = 1) -> Floats:
         """Keys that one new token sees after ``context`` cached ones, itself included.
 
-        This is also its number of (query, key) pairs for each head.
+        This is also its number of (query, key) pairs for each head. Where a context grows piece by
+        piece it is the mean over ``span`` consecutive steps whose mean context is ``context``.
         """
         context = np.asarray(context, dtype=np.float64)
-        if self.chunk_size is not None:
-            return context % self.chunk_size + 1
-        return np.minimum(context + 1, self._window)
+        if self.chunk_size is None:
+            return np.minimum(context + 1, self._window)
+        steps, size = np.asarray(span, dtype=np.float64), float(self.chunk_size)
+        last = context + 1.0 + (steps - 1.0) / 2.0
+        return (piece_pairs(last, size) - piece_pairs(last - steps, size)) / steps
+
+    @property
+    def kernel(self) -> str:
+        """What runs where it is not the attention that was calibrated; empty where it is."""
+        if self.score_bias or self.alibi:
+            return "attention with a bias on its scores"
+        return "" if self.causal else "attention without a causal mask"
 
     @property
     def key_block(self) -> int:
@@ -153,14 +197,16 @@ class SoftmaxAttention:
         first, last = middle - (span - 1.0) / 2.0, middle + (span - 1.0) / 2.0
         size = float(self.key_block)
         if self.chunk_size is not None:
-            return np.ceil(self.decode_kv_tokens(context) / size) * size
-        blocks = _blocks_up_to(last, size) - _blocks_up_to(first - 1.0, size)
+            piece = float(self.chunk_size)
+            walked = piece_blocks(last, piece, size) - piece_blocks(first - 1.0, piece, size)
+            return walked / span * size
+        blocks = blocks_up_to(last, size) - blocks_up_to(first - 1.0, size)
         if self.sliding_window is not None:
             # Blocks wholly before the window: floor(j / size) = ceil((j + 1) / size) - 1.
             out_last = np.maximum(last - self.sliding_window, -1.0) + 1.0
             out_before = np.maximum(first - 1.0 - self.sliding_window, -1.0) + 1.0
-            blocks -= _blocks_up_to(out_last, size) - out_last
-            blocks += _blocks_up_to(out_before, size) - out_before
+            blocks -= blocks_up_to(out_last, size) - out_last
+            blocks += blocks_up_to(out_before, size) - out_before
         return blocks / span * size
 
     def flop(self, pairs: Floats) -> Floats:
@@ -170,24 +216,21 @@ class SoftmaxAttention:
     def operations(self, ctx: Context) -> list[Op]:
         """Projections, norms of q and k, rotary, cache, attention, gate, output."""
         projections = "attention_projections"
-        ops = linear(
-            ctx, "qkv_proj", projections, n=self.qkv_size, k=ctx.hidden_size, bias=self.qkv_bias
-        )
+        k = self.input_size or ctx.hidden_size
+        ops = linear(ctx, "qkv_proj", projections, n=self.qkv_size, k=k, bias=self.qkv_bias)
         if self.clip_qkv:
             ops.append(in_place(ctx, "clip_qkv", "attention", width=self.qkv_size))
         if self.qk_norm is not None:
-            width = self.q_size + self.kv_size
-            learnt = {"head": 2 * self.head_dim, "hidden": width, "plain": 0}[self.qk_norm]
-            ops.append(
-                normalise(ctx, "qk_norm", width=width, tensors=2, weights=ctx.norm_vectors * learnt)
-            )
+            width, learnt = self.q_size + self.new_kv_size, self._qk_norm_params(ctx.norm_vectors)
+            ops.append(normalise(ctx, "qk_norm", width=width, tensors=2, weights=learnt))
+        if self.v_norm and not self.shares_kv:
+            ops.append(normalise(ctx, "v_norm", width=self.kv_size, tensors=2, weights=0))
         if self.rotary_dim:
-            rotated = (self.num_attention_heads + self.num_key_value_heads) * self.rotary_dim
-            ops.append(in_place(ctx, "rotary", "attention", width=rotated))
-        if self.causal:
-            ops += [self._cache_write(ctx), self._prefill(ctx), self._decode(ctx)]
-        else:
-            ops.append(self._prefill(ctx))
+            rotated = (self.q_size + self.new_kv_size) // self.head_dim * self.rotary_dim
+            ops.append(in_place(ctx, "rotary", "attention", width=rotated, kind="rotary"))
+        if self.causal and not self.shares_kv:
+            ops.append(self._cache_write(ctx))
+        ops += [self._prefill(ctx), *([self._decode(ctx)] if self.causal else [])]
         if self.gated:
             row_bytes = 3 * self.q_size * ctx.wide
             gate = elementwise(
@@ -198,29 +241,48 @@ class SoftmaxAttention:
             ctx, "o_proj", projections, n=ctx.hidden_size, k=self.q_size, bias=self.o_bias
         )
 
+    def _qk_norm_params(self, layer_vectors: int) -> int:
+        """Learnt values of the norms of q and k."""
+        if self.qk_norm is None:
+            return 0
+        heads = (1 if self.shares_kv else 2) * self.head_dim
+        widths = {"head": heads, "hidden": self.q_size + self.new_kv_size, "plain": 0}
+        vectors = layer_vectors if self.qk_norm_vectors is None else self.qk_norm_vectors
+        return vectors * widths[self.qk_norm]
+
     def _cache_write(self, ctx: Context) -> Op:
         """Copy of the new keys and values into the cache, converted where the cache is narrower."""
         row_bytes = 2 * self.kv_size * ctx.wide + self.kv_bytes_per_token(ctx.kv_element_bytes)
         return elementwise(
-            ctx, "kv_cache_write", "attention", width=self.kv_size, row_bytes=row_bytes
+            ctx,
+            "kv_cache_write",
+            "attention",
+            width=self.kv_size,
+            row_bytes=row_bytes,
+            kind="kv_write",
         )
 
     def _prefill(self, ctx: Context) -> Op:
         """Attention of prompt chunks: reads queries and visible keys and values, writes outputs."""
         chunks = ctx.steps.chunks
-        pairs = ctx.steps.sum_chunks(self.chunk_pairs(chunks.tokens, chunks.context))
-        kv_tokens = ctx.steps.sum_chunks(self.chunk_kv_tokens(chunks.tokens, chunks.context))
         return prefill_attention(
-            ctx, self, pairs=pairs, kv_tokens=kv_tokens, cached=ctx.kv_stored if self.causal else ""
+            ctx,
+            self,
+            pairs=self.chunk_pairs(chunks.tokens, chunks.context),
+            kv_tokens=self.chunk_kv_tokens(chunks.tokens, chunks.context),
+            cached=ctx.kv_stored if self.causal else "",
         )
 
     def _decode(self, ctx: Context) -> Op:
         """Attention of decoding sequences, one query each, over what the window leaves of the cache."""
         steps, decodes = ctx.steps, ctx.steps.decodes
-        kv_tokens = steps.sum_decodes(self.decode_kv_tokens(decodes.context))
         span = steps.weight[decodes.step]
-        block_tokens = steps.sum_decodes(self.decode_block_tokens(decodes.context, span))
-        return decode_attention(ctx, self, kv_tokens=kv_tokens, block_tokens=block_tokens)
+        return decode_attention(
+            ctx,
+            self,
+            kv_tokens=self.decode_kv_tokens(decodes.context, span),
+            block_tokens=self.decode_block_tokens(decodes.context, span),
+        )
 
     @property
     def _window(self) -> float:
@@ -236,7 +298,7 @@ def prefill_attention(
     cached: str,
     name: str = "attention_prefill",
 ) -> Op:
-    """Attention of chunks with ``pairs`` query-key pairs of a head over ``kv_tokens`` keys.
+    """Attention of chunks, each with ``pairs`` query-key pairs of a head over ``kv_tokens`` keys.
 
     ``cached`` is the format of a KV cache that keys and values are read from; empty where they
     come straight from the projection, in 16 bits.
@@ -246,7 +308,9 @@ def prefill_attention(
     max_chunk = np.zeros(steps.size)
     np.maximum.at(max_chunk, chunks.step, np.where(chunks.count > 0, chunks.tokens, 0))
     element_bytes = ctx.kv_element_bytes if cached else ctx.wide
-    kv_bytes = kv_tokens * a.kv_bytes_per_token(element_bytes)
+    asked = pairs, np.zeros_like(steps.decodes.context)
+    pairs, kv_tokens = steps.sum_chunks(pairs), steps.sum_chunks(kv_tokens)
+    kv_bytes = kv_tokens * a.key_value_bytes(element_bytes)
     return Op(
         name=name,
         kind="prefill_attention",
@@ -264,6 +328,8 @@ def prefill_attention(
             "num_seqs": steps.sum_chunks(np.ones_like(chunks.tokens)),
             "max_chunk": max_chunk,
         },
+        stands_for=a.kernel,
+        asked=asked,
     )
 
 
@@ -275,9 +341,12 @@ def decode_attention(
     block_tokens: Floats,
     name: str = "attention_decode",
 ) -> Op:
-    """Attention of one query a sequence over ``kv_tokens`` cached keys, in whole blocks."""
-    num_seqs = ctx.steps.decoding
-    kv_bytes = kv_tokens * a.kv_bytes_per_token(ctx.kv_element_bytes)
+    """Attention of one query of each sequence over ``kv_tokens`` cached keys, in whole blocks."""
+    steps = ctx.steps
+    num_seqs = steps.decoding
+    asked = np.zeros(steps.chunks.tokens.size), kv_tokens
+    kv_tokens, block_tokens = steps.sum_decodes(kv_tokens), steps.sum_decodes(block_tokens)
+    kv_bytes = kv_tokens * a.key_value_bytes(ctx.kv_element_bytes)
     return Op(
         name=name,
         kind="decode_attention",
@@ -290,6 +359,8 @@ def decode_attention(
         weight_bytes=kv_bytes,
         shape=_attention_shape(a, kv_tokens, ctx.kv_element_bytes)
         | {"num_seqs": num_seqs, "block_tokens": block_tokens},
+        stands_for=a.kernel,
+        asked=asked,
     )
 
 
@@ -304,35 +375,3 @@ def _attention_shape(
         "window": float(a.sliding_window or a.chunk_size or np.inf),
         "kv_element_bytes": element_bytes,
     }
-
-
-def visible_pairs(tokens: Floats | Ints, context: Floats | Ints, window: float) -> Floats:
-    """(query, key) pairs of ``tokens`` queries after ``context`` tokens that see ``window`` keys."""
-    start = np.asarray(context, dtype=np.float64)
-    return _pairs_up_to(start + tokens, window) - _pairs_up_to(start, window)
-
-
-def _pairs_up_to(n: Floats, window: float) -> Floats:
-    """S(n) = m(m+1)/2 + (n-m)W with m = min(n, W); without a window m = n."""
-    ramp: Floats = np.minimum(n, window)
-    beyond = n - ramp
-    return ramp * (ramp + 1) / 2 + (beyond * window if np.isfinite(window) else 0.0)
-
-
-def _blocks_up_to(n: Floats, size: float) -> Floats:
-    """Sum of ceil(i / size) over i = 1 ... n."""
-    whole = np.floor(n / size)
-    return size * whole * (whole + 1.0) / 2.0 + (n - whole * size) * (whole + 1.0)
-
-
-def _piece_pairs(n: Floats, size: float) -> Floats:
-    """Sum of (x - 1) mod size + 1 over x = 1 ... n."""
-    whole = np.floor(n / size)
-    rest = n - whole * size
-    return whole * size * (size + 1.0) / 2.0 + rest * (rest + 1.0) / 2.0
-
-
-def _band(n: Floats, window: int) -> Floats:
-    """Pairs of n tokens that are at most window // 2 apart."""
-    reach = np.minimum(float(window // 2), np.maximum(n - 1.0, 0.0))
-    return n * (2.0 * reach + 1.0) - reach * (reach + 1.0)

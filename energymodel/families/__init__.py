@@ -9,13 +9,52 @@ out.
 from collections.abc import Mapping
 
 from energymodel.errors import InputError
-from energymodel.families import dense, experts
+from energymodel.families import (
+    dense,
+    dense_norms,
+    encoder_decoders,
+    encoders,
+    experts,
+    gemma,
+    gemma_small,
+    gpt,
+    hearing,
+    hybrid,
+    image_text,
+    latent,
+    linear_attention,
+    llama_vision,
+    native_vision,
+    own_code,
+    recurrent,
+    shared_experts,
+)
 from energymodel.families.parts import Reader
 from energymodel.families.quantization import stored_formats
+from energymodel.families.unknown import read_unknown, text_part
 from energymodel.fields import Fields
 from energymodel.model import ModelSpec
 
-FAMILIES: Mapping[str, Reader] = {**dense.FAMILIES, **experts.FAMILIES}
+FAMILIES: Mapping[str, Reader] = {
+    **dense.FAMILIES,
+    **dense_norms.FAMILIES,
+    **gemma.FAMILIES,
+    **gemma_small.FAMILIES,
+    **gpt.FAMILIES,
+    **image_text.FAMILIES,
+    **native_vision.FAMILIES,
+    **llama_vision.FAMILIES,
+    **hearing.FAMILIES,
+    **experts.FAMILIES,
+    **shared_experts.FAMILIES,
+    **latent.FAMILIES,
+    **own_code.FAMILIES,
+    **encoders.FAMILIES,
+    **encoder_decoders.FAMILIES,
+    **recurrent.FAMILIES,
+    **hybrid.FAMILIES,
+    **linear_attention.FAMILIES,
+}
 
 
 def read_family(config: Mapping[str, object], name: str) -> tuple[ModelSpec, list[str]]:
@@ -25,10 +64,14 @@ def read_family(config: Mapping[str, object], name: str) -> tuple[ModelSpec, lis
     fields = Fields(config, name)
     model_type = fields.text("model_type")
     reader = FAMILIES.get(model_type)
-    if reader is None:
-        raise InputError(
-            f"{name}: field 'model_type' is '{model_type}', which is not supported; "
-            f"supported are {', '.join(sorted(FAMILIES))}"
-        )
-    spec, warnings = reader(fields, name)
-    return stored_formats(spec, fields), warnings
+    text = text_part(fields) if reader is None else None
+    if reader is not None:
+        spec, warnings = reader(fields, name)
+    elif text is None:
+        spec, warnings = read_unknown(fields, name)
+    else:
+        spec, warnings = FAMILIES.get(text.text("model_type"), read_unknown)(text, name)
+        only = "is not known: only its text decoder is counted"
+        warnings = [f"{name}: field 'model_type' is {model_type[:40]!r}, which {only}", *warnings]
+    spec, more = stored_formats(spec, fields)
+    return spec, [*warnings, *more]

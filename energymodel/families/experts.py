@@ -1,9 +1,9 @@
-"""Decoders whose layers route tokens to experts: Mixtral, OLMoE, Qwen MoE, gpt-oss."""
+"""Decoders whose layers route every token to a few of many experts, and nowhere else."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 
-from energymodel.blocks import Mlp
+from energymodel.errors import InputError
 from energymodel.families.parts import (
     Reader,
     model_spec,
@@ -35,19 +35,6 @@ def _olmoe(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
     return model_spec(f, name, uniform_layers(attention, experts, windows_everywhere(f, None))), []
 
 
-def _qwen2_moe(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    attention = read_attention(f, kv_heads=16, qkv_bias=f.flag("qkv_bias", default=True))
-    shared = Mlp(intermediate_size=f.integer("shared_expert_intermediate_size"))
-    experts = replace(
-        read_moe(f, f.integer("moe_intermediate_size")),
-        shared_expert=shared,
-        shared_expert_gate=True,
-    )
-    last = f.integer("max_window_layers", 28, low=0)
-    windows = windows_by_layer(f, switched_window(f), lambda i: i % 2 == 0 and i < last)
-    return model_spec(f, name, sparse_layers(f, attention, experts, windows)), []
-
-
 def _qwen3_moe(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
     bias = f.flag("attention_bias", default=False)
     attention = read_attention(f, kv_heads=4, qkv_bias=bias, o_bias=bias, qk_norm="head")
@@ -68,10 +55,65 @@ def _gpt_oss(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
     return model_spec(f, name, uniform_layers(attention, experts, windows)), []
 
 
+def _granitemoe(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
+    bias = f.flag("attention_bias", default=False)
+    attention = read_attention(f, qkv_bias=bias, o_bias=bias)
+    experts = read_moe(f, f.integer("intermediate_size"))
+    return model_spec(f, name, uniform_layers(attention, experts, windows_everywhere(f, None))), []
+
+
+def _flex_olmo(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
+    bias = f.flag("attention_bias", default=False)
+    attention = read_attention(f, qkv_bias=bias, o_bias=bias, qk_norm="hidden")
+    experts = read_moe(f, f.integer("intermediate_size"))
+    windows = windows_everywhere(f, None)
+    return model_spec(f, name, uniform_layers(attention, experts, windows, layout="post")), []
+
+
+def _minimax_m2(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
+    attention = read_attention(f, kv_heads=8, head_dim=128, qk_norm="hidden")
+    rotary = f.integer("rotary_dim", attention.rotary_dim, high=attention.head_dim)
+    experts = read_moe(f, f.integer("intermediate_size"))
+    layers = uniform_layers(
+        replace(attention, rotary_dim=rotary), experts, windows_everywhere(f, None)
+    )
+    return model_spec(f, name, layers), []
+
+
+def _phimoe(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
+    bias = f.flag("attention_bias", default=False)
+    attention = read_attention(f, kv_heads=8, qkv_bias=bias, o_bias=bias)
+    experts = read_moe(f, f.integer("intermediate_size"))
+    windows = windows_everywhere(f, f.optional_integer("sliding_window"))
+    spec = model_spec(f, name, uniform_layers(attention, experts, windows, "layer"))
+    return replace(spec, lm_head_bias=f.flag("lm_head_bias", default=False)), []
+
+
+def _dbrx(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
+    f = f.named(hidden_size="d_model", num_attention_heads="n_heads", num_hidden_layers="n_layers")
+    f = f.named(max_position_embeddings="max_seq_len")
+    heads, inner = f.section("attn_config"), f.section("ffn_config")
+    if heads is None or inner is None:
+        raise InputError(f"{name}: fields 'attn_config' and 'ffn_config' must both be there")
+    attention = replace(
+        read_attention(f, grouped=False),
+        num_key_value_heads=heads.integer("kv_n_heads", 1, high=100_000),
+        clip_qkv=heads.has("clip_qkv"),
+    )
+    inner = inner.named(num_experts="moe_num_experts", num_experts_per_tok="moe_top_k")
+    experts = read_moe(inner, inner.integer("ffn_hidden_size", 3584))
+    layers = uniform_layers(attention, experts, windows_everywhere(f, None), "scale")
+    return model_spec(f, name, layers), []
+
+
 FAMILIES: Mapping[str, Reader] = {
     "mixtral": _mixtral,
     "olmoe": _olmoe,
-    "qwen2_moe": _qwen2_moe,
     "qwen3_moe": _qwen3_moe,
     "gpt_oss": _gpt_oss,
+    "granitemoe": _granitemoe,
+    "flex_olmo": _flex_olmo,
+    "minimax_m2": _minimax_m2,
+    "phimoe": _phimoe,
+    "dbrx": _dbrx,
 }

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from energymodel.blocks import Block, Mlp, Moe, SoftmaxAttention
-from energymodel.blocks.feed_forward import EXPERTS
+from energymodel.blocks.ends import EndNorm, Lookup, Projection
 from energymodel.blocks.softmax import QkNorm
 from energymodel.errors import InputError
 from energymodel.fields import MAX_LAYERS, Fields
@@ -26,14 +26,17 @@ def read_attention(
     o_bias: bool = False,
     qk_norm: QkNorm | None = None,
     rotary_factor: float = 1.0,
+    grouped: bool = True,
 ) -> SoftmaxAttention:
     """Heads of every family; ``kv_heads`` and ``head_dim`` are the defaults of the family.
 
     Without a default of its own a family has as many KV heads as heads, and splits the hidden size
-    evenly over the heads.
+    evenly over the heads. One that is not ``grouped`` always has as many, whatever the file says.
     """
     heads = f.integer("num_attention_heads", high=100_000)
-    groups = f.integer("num_key_value_heads", kv_heads or heads, high=100_000)
+    groups = heads
+    if grouped:
+        groups = f.integer("num_key_value_heads", kv_heads or heads, high=100_000)
     if heads % groups:
         raise InputError(
             f"{f.where}: field 'num_key_value_heads' is {groups}; "
@@ -71,13 +74,16 @@ def _rotary_factor(f: Fields, default: float) -> float:
     return default
 
 
-def read_mlp(f: Fields, *, bias: bool = False) -> Mlp:
-    """A gated block of ``intermediate_size``."""
-    return Mlp(intermediate_size=f.integer("intermediate_size"), bias=bias)
+def read_mlp(f: Fields, *, gated: bool = True, bias: bool = False) -> Mlp:
+    """A block of ``intermediate_size``."""
+    return Mlp(intermediate_size=f.integer("intermediate_size"), gated=gated, bias=bias)
 
 
-def read_moe(f: Fields, intermediate_size: int) -> Moe:
-    """Routed experts; both names that families use for their number are accepted."""
+def read_moe(f: Fields, intermediate_size: int, shared: int = 0) -> Moe:
+    """Routed experts and, ``shared`` wide unless that is 0, one that every token visits.
+
+    Both names that most families use for the number of experts are accepted.
+    """
     key = "num_local_experts" if f.has("num_local_experts") else "num_experts"
     experts = f.integer(key, high=100_000)
     top_k = f.integer("num_experts_per_tok", high=100_000)
@@ -86,8 +92,25 @@ def read_moe(f: Fields, intermediate_size: int) -> Moe:
             f"{f.where}: field 'num_experts_per_tok' is {top_k}; it must not exceed '{key}' ({experts})"
         )
     return Moe(
-        num_experts=experts, num_experts_per_tok=top_k, moe_intermediate_size=intermediate_size
+        num_experts=experts,
+        num_experts_per_tok=top_k,
+        moe_intermediate_size=intermediate_size,
+        shared_expert=Mlp(intermediate_size=shared) if shared else None,
     )
+
+
+def feed_forwards(f: Fields, dense: int, mlp: Block, experts: Block) -> list[Block]:
+    """Block of each layer: ``mlp_layer_types`` where given, else the first ``dense`` do not route."""
+    layers, types = depth(f), f.sequence("mlp_layer_types")
+    if types is None:
+        return [mlp if i < dense else experts for i in range(layers)]
+    known = {"dense": mlp, "sparse": experts}
+    if len(types) != layers or not all(isinstance(t, str) and t in known for t in types):
+        raise InputError(
+            f"{f.where}: field 'mlp_layer_types' must hold {layers} entries "
+            "('num_hidden_layers'), each 'dense' or 'sparse'"
+        )
+    return [known[str(t)] for t in types]
 
 
 def depth(f: Fields) -> int:
@@ -131,6 +154,34 @@ def qwen_windows(f: Fields) -> Windows:
     return windows_by_layer(f, switched_window(f), lambda i: i >= first)
 
 
+def position_layers(f: Fields) -> list[bool]:
+    """Layers that rotate queries and keys by position (Llama 4, SmolLM 3).
+
+    ``no_rope_layers`` holds a 1 for each that does, in spite of its name; without it every
+    ``no_rope_layer_interval``-th layer does not.
+    """
+    flags, layers = f.sequence("no_rope_layers"), depth(f)
+    if not flags:
+        interval = f.integer("no_rope_layer_interval", 4)
+        return [(i + 1) % interval != 0 for i in range(layers)]
+    if len(flags) < layers or not all(flag in (0, 1) for flag in flags):
+        raise InputError(
+            f"{f.where}: field 'no_rope_layers' must hold a 0 or 1 for each of {layers} layers"
+        )
+    return [bool(flag) for flag in flags[:layers]]
+
+
+def exaone_attentions(f: Fields) -> list[SoftmaxAttention]:
+    """EXAONE 4: where some layers slide, those that see everything know no positions."""
+    attention = read_attention(f, kv_heads=32, qk_norm="head")
+    window = own_window(f, 4096)
+    if window is None:
+        return [attention] * depth(f)
+    pattern = 1 if f.has("layer_types") else f.integer("sliding_window_pattern", 4)
+    windows = windows_by_layer(f, window, lambda i: (i + 1) % pattern != 0)
+    return locally_rotated(attention, windows)
+
+
 def uniform_layers(
     attention: SoftmaxAttention,
     feed_forward: Block,
@@ -139,13 +190,32 @@ def uniform_layers(
     layout: Layout = "pre",
 ) -> tuple[LayerSpec, ...]:
     """Layers that differ in nothing but their window."""
+    attentions = windowed(attention, windows)
+    return paired_layers(attentions, [feed_forward] * len(windows), norm, layout)
+
+
+def windowed(attention: SoftmaxAttention, windows: Windows) -> list[SoftmaxAttention]:
+    """The attention of each layer."""
+    return [replace(attention, sliding_window=window) for window in windows]
+
+
+def locally_rotated(attention: SoftmaxAttention, windows: Windows) -> list[SoftmaxAttention]:
+    """The attention of each layer, where only the layers that slide know positions (Cohere 2)."""
+    return [
+        a if a.sliding_window else replace(a, rotary_dim=0) for a in windowed(attention, windows)
+    ]
+
+
+def paired_layers(
+    attentions: Sequence[Block],
+    feed_forwards: Sequence[Block],
+    norm: Norm = "rms",
+    layout: Layout = "pre",
+) -> tuple[LayerSpec, ...]:
+    """Layers of an attention and a feed-forward block each."""
     return tuple(
-        LayerSpec(
-            blocks=(replace(attention, sliding_window=window), feed_forward),
-            norm=norm,
-            layout=layout,
-        )
-        for window in windows
+        LayerSpec(blocks=blocks, norm=norm, layout=layout)
+        for blocks in zip(attentions, feed_forwards, strict=True)
     )
 
 
@@ -160,17 +230,7 @@ def sparse_layers(
     only = frozenset(dense)
     sparse = [i not in only and (i + 1) % step == 0 for i in range(len(windows))]
     mlp = experts if all(sparse) else read_mlp(f)
-    return tuple(
-        LayerSpec(blocks=(replace(attention, sliding_window=window), experts if routed else mlp))
-        for window, routed in zip(windows, sparse, strict=True)
-    )
-
-
-def with_expert_format(layers: tuple[LayerSpec, ...], stored: str | None) -> tuple[LayerSpec, ...]:
-    """Layers whose routed experts the checkpoint stores in a narrow format."""
-    if stored is None:
-        return layers
-    return tuple(replace(layer, formats=((EXPERTS, stored),)) for layer in layers)
+    return paired_layers(windowed(attention, windows), [experts if s else mlp for s in sparse])
 
 
 def dense_model(
@@ -205,6 +265,35 @@ def model_spec(
         ),
         max_position_embeddings=f.optional_integer("max_position_embeddings", high=1_000_000_000),
     )
+
+
+def with_next_tokens(f: Fields, spec: ModelSpec) -> ModelSpec:
+    """The model with the layers that predict further tokens (arXiv 2412.19437, figure 3).
+
+    Each joins the hidden state with the embedding of the next token, and checkpoints store its own
+    copies of the embedding table and the head.
+    """
+    f = f.named(num_nextn_predict_layers="num_mtp_layers")
+    count = f.integer("num_nextn_predict_layers", 0, low=0, high=100)
+    if count == 0:
+        return spec
+    h, vocabulary = spec.hidden_size, spec.vocab_size
+    before = (
+        Lookup(name="embedding", rows=vocabulary),
+        EndNorm(name="embedding_norm", vectors=1),
+        EndNorm(name="hidden_norm", vectors=1),
+        Projection(name="join_proj", component="mlp", n=h, k=2 * h),
+    )
+    after = Projection(name="lm_head", component="lm_head", n=vocabulary, k=h)
+    layers = spec.layers[-1:] * count
+    stack = Stack(
+        hidden_size=h,
+        layers=layers,
+        final_norm=layers[0].norm,
+        before=before * count,
+        after=(after,) * count,
+    )
+    return replace(spec, mtp=stack)
 
 
 def shared(layers: tuple[LayerSpec, ...]) -> tuple[LayerSpec, ...]:
