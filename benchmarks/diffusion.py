@@ -18,8 +18,8 @@ import numpy as np
 
 from energymodel import profile
 from energymodel.deployment import Deployment
-from energymodel.diffusion import Pipeline
 from energymodel.diffusion.passes import operations, schedule
+from energymodel.diffusion.pipeline import Pipeline
 from energymodel.diffusion.predict import predict
 from energymodel.diffusion.requests import read_requests
 from energymodel.find_model import find_any

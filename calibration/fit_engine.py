@@ -17,11 +17,12 @@ from energymodel import power
 from energymodel.io import Run
 from energymodel.model import ModelSpec
 from energymodel.power import StepLoad
-from energymodel.predict import demand, with_engine
+from energymodel.predict import demand, planned, with_engine
 from energymodel.profile import Estimate, Profile
-from energymodel.serving import Schedule, schedule_offline
+from energymodel.serving import Schedule
 from energymodel.settling import THERMAL_ROUNDS
-from energymodel.vllm_engine import EngineTime, engine_time, kv_capacity_tokens, launches
+from energymodel.vllm_engine import EngineTime, engine_time, launches
+from energymodel.workload import Workload
 
 Array = NDArray[np.float64]
 
@@ -51,10 +52,14 @@ PRIOR_WEIGHT = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One measured run and what its operations ask for, before the engine adds anything."""
+    """One measured run and what its operations ask for, before the engine adds anything.
+
+    ``workload`` are its requests as the model sees them.
+    """
 
     run: Run
     model: ModelSpec
+    workload: Workload
     schedule: Schedule
     load: StepLoad
 
@@ -81,13 +86,13 @@ def prepare(runs: Sequence[tuple[Run, ModelSpec]], profile: Profile) -> list[Cas
     """Schedule, lower and time each run once; the fit then only adds the engine."""
     cases = []
     for run, model in runs:
-        capacity = kv_capacity_tokens(model, run.deployment, profile.gpu)
-        schedule = schedule_offline(run.workload, run.deployment, capacity)
+        served, schedule = planned(model, run.deployment, run.workload, profile.gpu)
         # Told the memory of the run's board, the engine's numbers are not fitted to it.
         byte_j = profile.memory_of(run.extra.get("board")) or run.deployment.hbm_byte_j
         deployment = replace(run.deployment, hbm_byte_j=byte_j)
-        load = demand(model, deployment, schedule.steps, profile).load()
-        cases.append(Case(run=run, model=model, schedule=schedule, load=load))
+        load = demand(model, deployment, schedule.steps, profile, served.bins).load()
+        case = Case(run=run, model=model, workload=served, schedule=schedule, load=load)
+        cases.append(case)
     return cases
 
 
@@ -101,7 +106,7 @@ def fit_engine(cases: Sequence[Case], profile: Profile) -> EngineFit:
         # A single model cannot be held out: its errors are then those of the fit to itself.
         without = replace(profile, engine=_fit(train or cases, profile))
         tested = [c for c, out in zip(cases, test, strict=True) if out]
-        duration[test], energy[test] = log_errors(_stack(tested), tested, without)
+        duration[test], energy[test] = log_errors(stacked(tested), tested, without)
     return EngineFit(engine=_fit(cases, profile), energy_error=energy, duration_error=duration)
 
 
@@ -115,7 +120,8 @@ class Stack:
     runs: int
 
 
-def _stack(cases: Sequence[Case]) -> Stack:
+def stacked(cases: Sequence[Case]) -> Stack:
+    """The steps of all runs, one run after the other."""
     sizes = [case.schedule.steps.size for case in cases]
 
     def joined(name: str) -> Array:
@@ -137,8 +143,7 @@ def _stack(cases: Sequence[Case]) -> Stack:
 def log_errors(stack: Stack, cases: Sequence[Case], profile: Profile) -> tuple[Array, Array]:
     """Log of measured over predicted (duration, energy) of each run; shape [n_runs]."""
     times = [
-        engine_time(c.model, c.run.deployment, c.schedule.steps, profile, c.run.workload)
-        for c in cases
+        engine_time(c.model, c.run.deployment, c.schedule.steps, profile, c.workload) for c in cases
     ]
     engine = EngineTime(
         outside_s=np.concatenate([t.outside_s for t in times]),
@@ -173,7 +178,7 @@ def _fit(cases: Sequence[Case], profile: Profile) -> dict[str, Estimate]:
     host = fit_host(cases)
     names = list(DEVICE)
     start = np.log([DEVICE[name] for name in names])
-    stack = _stack(cases)
+    stack = stacked(cases)
 
     def residuals(log_values: Array) -> Array:
         device = {
@@ -202,8 +207,8 @@ def fit_host(cases: Sequence[Case]) -> dict[str, Estimate]:
     for case in cases:
         first = case.run.extra.get("step_us")
         if isinstance(first, list) and first:
-            one = launches(case.model, case.run.deployment, case.schedule.steps)
-            workload = case.run.workload
+            workload = case.workload
+            one = launches(case.model, case.run.deployment, case.schedule.steps, workload.bins)
             counts = (one.graph_layers, one.layers, one.experts, one.shared_experts, one.tokens)
             rows.append(
                 [1.0, workload.requests, workload.input_tokens, *(float(c[0]) for c in counts)]

@@ -225,6 +225,7 @@ def _moe(o: Observation) -> Columns:
         "tokens": n,
         "hidden_size": hidden,
         "intermediate_size": inner,
+        "up_size": 2 * inner,
         "num_experts": experts,
         "top_k": top_k,
         "experts_touched": touched,

@@ -3,9 +3,11 @@
 import click
 
 from energymodel import __version__
+from energymodel.commands_bins import bins
 from energymodel.commands_calibrate import calibrate
 from energymodel.commands_common import abandon_stdout
 from energymodel.commands_doctor import doctor
+from energymodel.commands_explain import explain
 from energymodel.commands_lists import gpus, models, profiles, schema
 from energymodel.commands_measure import measure
 from energymodel.commands_predict import predict, validate
@@ -25,7 +27,11 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (predict, calibrate, doctor, measure, validate, models, gpus, profiles, schema):
+_COMMANDS = (
+    *(predict, calibrate, doctor, measure, validate, bins, explain),
+    *(models, gpus, profiles, schema),
+)
+for _command in _COMMANDS:
     cli.add_command(_command)
 
 

@@ -8,7 +8,7 @@ import click
 from energymodel.commands_common import emit, emit_json, json_option
 
 if TYPE_CHECKING:
-    from energymodel.diffusion import Pipeline
+    from energymodel.diffusion.pipeline import Pipeline
     from energymodel.model import ModelSpec
 
 _INPUTS = {"vision": "image", "audio": "audio"}
@@ -30,7 +30,7 @@ def models(as_json: bool) -> None:
 
 def _model_row(spec: "ModelSpec | Pipeline") -> dict[str, Any]:
     """One model; ``weight_formats`` are those of its layers, ``state_bytes`` of each sequence."""
-    from energymodel.diffusion import Pipeline
+    from energymodel.diffusion.pipeline import Pipeline
 
     row = {
         "name": spec.name,

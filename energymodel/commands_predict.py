@@ -34,7 +34,7 @@ def predict(
 ) -> None:
     """Energy of a model on a GPU for a workload."""
     from energymodel import io, render
-    from energymodel.diffusion import Pipeline
+    from energymodel.diffusion.pipeline import Pipeline
     from energymodel.find_model import find_any
 
     profile = load_profile(gpu, path)

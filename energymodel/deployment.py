@@ -6,6 +6,10 @@ from dataclasses import asdict, dataclass
 ENGINES = ("vllm",)
 
 
+# Joules per byte that a memory of a GPU may cost.
+LEAST_BYTE_J, MOST_BYTE_J = 1e-12, 1e-9
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
     """One replica of an engine. Defaults are those of vLLM's offline ``LLM`` on a large GPU.

@@ -54,7 +54,7 @@ def examine(
     The interval starts from the 90 % quantile of the errors on held-out models of the same kind
     and is widened where a warning says that the prediction reaches further.
     """
-    kernels = _kernel_warnings(model, profile)
+    kernels = [*_assumed_warnings(model), *_kernel_warnings(model, profile)]
     reach = [
         *reading.warnings(model, workload),
         *shape_warnings(profile, costs, weight),
@@ -72,6 +72,14 @@ def examine(
     half = deployment.dtype == "float16"
     notes = ["float16 is predicted with the coefficients measured in bfloat16."] if half else []
     return Verdict(half_width=half_width, warnings=tuple(kernels + lent + reach + notes))
+
+
+def _assumed_warnings(model: ModelSpec) -> list[str]:
+    """A model that was read like another may run kernels that the other does not."""
+    if not model.assumed:
+        return []
+    named = repr(model.model_type[:40])
+    return [f"model_type {named} is not known: predicted is what a Llama of its sizes would take."]
 
 
 def _kernel_warnings(model: ModelSpec, profile: Profile) -> list[str]:

@@ -43,17 +43,27 @@ DTYPE_BYTES: Mapping[str, float] = {
     # One scale for each tensor or channel, which is neglected.
     "fp8": 1.0,
     "int8": 1.0,
+    # bitsandbytes: columns with outliers are multiplied apart, in 16 bits.
+    "llm_int8": 1.0,
     # One float32 scale for each 128 x 128 values (DeepSeek V3).
     "fp8_block": 1.0 + 4.0 / 128**2,
     **_WIDENED,
 }
 
-INPUT_BYTES: Mapping[str, float] = {"fp8": 1.0, "int8": 1.0, "fp8_block": 1.0 + 4.0 / 128}
+INPUT_BYTES: Mapping[str, float] = {
+    "fp8": 1.0,
+    "int8": 1.0,
+    "llm_int8": 1.0,
+    "fp8_block": 1.0 + 4.0 / 128,
+}
 """Bytes of an activation on its way into a product whose weights are stored so; others are wide.
 Blocks of 128 values of a row share a float32 scale (fp8_block)."""
 
 WEIGHT_ONLY = tuple(_WIDENED)
 """Formats that are widened inside the kernel: the arithmetic stays in 16 bits."""
+
+UNPACKED = ("nf4",)
+"""Formats that a call before the product widens into memory (bitsandbytes, more than one row)."""
 
 WIDE = ("bfloat16", "float16")
 
@@ -67,4 +77,4 @@ def arithmetic(stored: str, wide: str) -> str:
     """What a product with weights in format ``stored`` is computed in; peaks are listed by it."""
     if stored in WEIGHT_ONLY:
         return wide
-    return "fp8" if stored == "fp8_block" else stored
+    return {"fp8_block": "fp8", "llm_int8": "int8"}.get(stored, stored)

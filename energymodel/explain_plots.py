@@ -68,7 +68,7 @@ def waterfall(e: Explanation, path: str) -> None:
         axes.set_yticks(range(len(labels)), labels)
         axes.set_ylim(len(labels) - 0.5, -0.6)
         axes.margins(x=0.15)
-        _energy_ticks(axes.xaxis)
+        _energy_ticks(axes.xaxis, subs=(1.0, 2.0, 5.0))
         axes.set_xlabel("energy")
         axes.set_title(f"B takes {e.ratio:.3g} times the energy of A")
         _save(figure, path)
@@ -95,6 +95,7 @@ def flop_gap(g: FlopGap, path: str) -> None:
             axes.set_xscale("log")
             axes.set_yscale("log")
         _energy_ticks(left.xaxis, left.yaxis)
+        _worst(left, g)
         left.set_xlabel(f"energy per token, {g.source}")
         left.set_ylabel("FLOP-only per token")
         right.axhline(1.0, color="black", linewidth=0.8)
@@ -120,16 +121,30 @@ def _agreement(axes: "Axes", rows: Sequence[Configuration]) -> None:
     axes.plot(ends, ends, color="black", linewidth=0.8)
 
 
+def _worst(axes: "Axes", g: FlopGap) -> None:
+    """A line between the two of the worst inversion of each kind of work."""
+    worst = [gap.inversions[0] for gap in g.work.values() if gap.inversions]
+    for i, pair in enumerate(worst):
+        both = (pair.chosen, pair.other)
+        axes.plot(
+            [c.energy_per_token_j for c in both],
+            [c.flop_only_per_token_j for c in both],
+            color="black",
+            linestyle=":",
+            label="" if i else "worst pair in the wrong order",
+        )
+
+
 def _short(model: str) -> str:
     name = printable(model.rsplit("/", 1)[-1])
     return name if len(name) <= MOST_NAME else f"{name[: MOST_NAME - 3]}..."
 
 
-def _energy_ticks(*axes: "Axis") -> None:
+def _energy_ticks(*axes: "Axis", subs: Sequence[float] = (1.0,)) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     for axis in axes:
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+        axis.set_major_locator(LogLocator(subs=subs, numticks=8))
         axis.set_major_formatter(FuncFormatter(lambda value, _: quantity(value, ENERGY)))
         axis.set_minor_formatter(NullFormatter())
 

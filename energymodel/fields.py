@@ -4,7 +4,6 @@ Every message names the model, the field, what was found and what would be right
 absent, as it does in Hugging Face configurations.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -74,8 +73,9 @@ class Fields:
         value = self.value(key)
         if value is None:
             return None
+        # Comparing is exact where a float of a whole number would overflow, and false of a NaN.
         valid = isinstance(value, int | float) and not isinstance(value, bool)
-        if not valid or not math.isfinite(value) or not low < value <= high:  # type: ignore[arg-type, operator]
+        if not valid or not low < value <= high:  # type: ignore[operator]
             raise self._wrong(key, value, f"a number above {low:g} and up to {high:g}")
         return float(value)  # type: ignore[arg-type]
 

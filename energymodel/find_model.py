@@ -6,14 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import models_zoo
 from energymodel import io
-from energymodel.diffusion import Pipeline, is_pipeline, read_pipeline
-from energymodel.diffusion.files import INDEX, parts_of, read_folder
+from energymodel.diffusion.files import INDEX, is_pipeline, parts_of, read_folder
 from energymodel.errors import InputError
 from energymodel.model import ModelSpec, model_from_config
+
+if TYPE_CHECKING:
+    from energymodel.diffusion.pipeline import Pipeline
 
 MAX_CONFIG_BYTES = 1_000_000
 
@@ -37,12 +39,12 @@ def find_model(name: str) -> tuple[ModelSpec, list[str]]:
         InputError: No such model, or its configuration is unusable.
     """
     spec, warnings = find_any(name)
-    if isinstance(spec, Pipeline):
+    if not isinstance(spec, ModelSpec):
         raise InputError(f"{spec.name} makes {spec.kind}s; a language model is needed here.")
     return spec, warnings
 
 
-def find_any(name: str) -> tuple[ModelSpec | Pipeline, list[str]]:
+def find_any(name: str) -> "tuple[ModelSpec | Pipeline, list[str]]":
     """The model or the pipeline called ``name``, and warnings, one sentence each.
 
     Raises:
@@ -50,6 +52,8 @@ def find_any(name: str) -> tuple[ModelSpec | Pipeline, list[str]]:
     """
     found = find_config(name)
     if is_pipeline(found.config):
+        from energymodel.diffusion.pipeline import read_pipeline  # most names are of no pipeline
+
         pipeline, warnings = read_pipeline(found.config, found.where)
         return replace(pipeline, name=found.name), warnings
     spec, warnings = model_from_config(found.config, found.where)

@@ -141,6 +141,7 @@ def moe(s: Shapes, p: Parameters) -> Timed:
     activations pass through memory in between.
     """
     n, hidden, inner, top_k = s["tokens"], s["hidden_size"], s["intermediate_size"], s["top_k"]
+    up = s.get("up_size", 2.0 * inner)  # gate and up projection in one, unless there is no gate
     touched, sm_count = np.maximum(s["experts_touched"], 1.0), p.get("sm_count", SM_COUNT)
     rows = n * top_k
     best = np.full_like(n, np.inf)
@@ -149,7 +150,7 @@ def moe(s: Shapes, p: Parameters) -> Timed:
         row_blocks = np.maximum(touched * (rows / touched / block_m + 0.5), touched)
         total = np.zeros_like(n)
         clocked = np.zeros_like(n)
-        for width, depth in ((2.0 * inner, hidden), (hidden, inner)):
+        for width, depth in ((up, hidden), (hidden, inner)):
             weights = touched * width * depth * s["weight_element_bytes"]
             memory = (weights + 2.0 * rows * (width + depth)) / p["bytes_per_s"]
             tiles = row_blocks * np.maximum(width / 128.0, 1.0)

@@ -144,7 +144,7 @@ class ModelSpec:
     only where an engine speculates with them, and counted in no total. ``towers`` look at the images
     of a prompt and listen to its sound. ``quantization`` is the method that the checkpoint was made
     with, ``kv_cache_dtype`` what it asks the cache to be kept in; None where it is not quantised, or
-    asks for nothing.
+    asks for nothing. ``assumed``: its ``model_type`` is not known, and it was read like another.
     """
 
     name: str
@@ -164,6 +164,7 @@ class ModelSpec:
     towers: tuple[Tower, ...] = ()
     quantization: str | None = None
     kv_cache_dtype: str | None = None
+    assumed: bool = False
 
     @property
     def hidden_size(self) -> int:

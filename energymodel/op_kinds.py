@@ -9,7 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from energymodel.dtypes import DTYPE_BYTES, WIDE, arithmetic, input_bytes
+from energymodel.dtypes import DTYPE_BYTES, UNPACKED, WIDE, arithmetic, input_bytes
 from energymodel.steps import Floats, Ints, Steps
 
 Shape = Mapping[str, Floats | float]
@@ -28,13 +28,14 @@ class Op:
     its sampled rows, at the end of the model). ``shape`` by kind:
 
     - gemm: ``m`` rows, ``n`` outputs, ``k`` inputs, ``weight_element_bytes``
-    - moe: ``tokens``, ``hidden_size``, ``intermediate_size``, ``num_experts``, ``top_k``,
+    - moe: ``tokens``, ``hidden_size``, ``intermediate_size``, ``up_size`` (of gate and up
+      projection), ``num_experts``, ``top_k``,
       ``experts_touched``, ``weight_element_bytes``
     - prefill_attention: ``tokens`` (queries), ``pairs`` (query-key pairs of one head),
-      ``kv_tokens`` (keys read), ``num_seqs``, ``max_chunk``, ``heads``, ``kv_heads``,
-      ``head_dim``, ``window`` (infinite without one), ``kv_element_bytes``
+      ``kv_tokens`` (keys read), ``num_seqs``, ``heads``, ``kv_heads``, ``head_dim``,
+      ``kv_element_bytes``
     - decode_attention: ``num_seqs``, ``kv_tokens``, ``block_tokens`` (keys in whole blocks),
-      ``heads``, ``kv_heads``, ``head_dim``, ``window``, ``kv_element_bytes``
+      ``heads``, ``kv_heads``, ``head_dim``, ``kv_element_bytes``
     - mla_*, scan_*, linear_attention_*: ``blocks`` (pieces that run independently of each other),
       ``steps`` (that follow one another), ``flop``, ``bytes``
     - elementwise, gather, sampling and the kernels that work row by row (``rms_norm``, ``rotary``,
@@ -117,6 +118,11 @@ def linear(
     """[m, k] x [k, n] with m = ``rows`` (all tokens if None), after the quantisation of its input."""
     m = ctx.tokens if rows is None else rows
     stored = ctx.stored(name)
+    if stored in UNPACKED:
+        unpack = _unpack(ctx, name, component, n=n, k=k, rows=m, asked=asked)
+        wide = replace(ctx, formats=tuple(f for f in ctx.formats if f[0] != name))
+        product = linear(wide, name, component, n=n, k=k, bias=bias, rows=rows, asked=asked)
+        return [unpack, *product]
     weights = n * k * DTYPE_BYTES[stored] + (n * ctx.wide if bias else 0)
     entering = input_bytes(stored, ctx.wide)
     row_bytes = k * entering + n * ctx.wide
@@ -144,6 +150,28 @@ def linear(
         return [gemm]
     before = quantise(ctx, f"{name}_quant", component, width=k, narrow=entering, rows=rows)
     return [replace(before, asked=asked), gemm]
+
+
+def _unpack(
+    ctx: Context,
+    name: str,
+    component: str,
+    *,
+    n: int,
+    k: int,
+    rows: Floats,
+    asked: tuple[Floats, Floats] | None,
+) -> Op:
+    """Widening of a weight [n, k] into memory before its product, as bitsandbytes does.
+
+    A single row is multiplied in one fused call instead, which this overstates.
+    """
+    row_bytes = k * (DTYPE_BYTES[ctx.stored(name)] + ctx.wide)
+    each = np.where(rows > 0, float(n), 0.0)
+    op = elementwise(
+        ctx, f"{name}_unpack", component, width=k, row_bytes=row_bytes, rows=each, asked=asked
+    )
+    return replace(op, stands_for=f"the widening of {ctx.stored(name)} weights")
 
 
 def quantise(
@@ -177,8 +205,10 @@ def normalise(
     """
     width = ctx.hidden_size if width is None else width
     row_bytes = tensors * width * ctx.wide
-    fixed = (ctx.norm_vectors * width if weights is None else weights) * ctx.wide
-    kind = "layer_norm" if ctx.norm_vectors > 1 else "rms_norm"
+    learnt = ctx.norm_vectors * width if weights is None else weights
+    # A scale and a shift: the mean is taken off, too.
+    kind = "layer_norm" if learnt >= 2 * width else "rms_norm"
+    fixed = learnt * ctx.wide
     return elementwise(
         ctx, name, "norm", width=width, row_bytes=row_bytes, fixed=fixed, rows=rows, kind=kind
     )

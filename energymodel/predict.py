@@ -7,8 +7,9 @@ import numpy as np
 
 from energymodel import attribution, baselines, domain, latency, power
 from energymodel.causes import PhaseShare, by_phase, serving_shares
-from energymodel.deployment import ENGINES, Deployment
+from energymodel.deployment import ENGINES, LEAST_BYTE_J, MOST_BYTE_J, Deployment
 from energymodel.errors import InputError
+from energymodel.hardware import GpuSpec
 from energymodel.laws import traffic
 from energymodel.model import ModelSpec
 from energymodel.ops import Op, lower
@@ -31,8 +32,6 @@ from energymodel.vllm_engine import EngineTime, cache_room, engine_time, padded
 from energymodel.workload import Bin, Workload
 
 INTERVAL_LEVEL = 0.9
-# No memory of a GPU costs less or more.
-LEAST_BYTE_J, MOST_BYTE_J = 1e-12, 1e-9
 # A step counts as power limited when its clock is this far below the maximum.
 LIMITED_BELOW = 0.995
 
@@ -79,17 +78,30 @@ def predict(
             message names the field.
     """
     check(deployment, profile)
+    served, schedule = planned(model, deployment, workload, profile.gpu)
+    costs = step_costs(model, deployment, served, schedule, profile)
+    return _prediction(model, deployment, workload, profile, schedule=schedule, costs=costs)
+
+
+def planned(
+    model: ModelSpec, deployment: Deployment, workload: Workload, gpu: GpuSpec
+) -> tuple[Workload, Schedule]:
+    """The requests as the model sees them, and the steps in which they are served.
+
+    Raises:
+        InputError: the model cannot do what a bin asks for, or a request does not fit.
+    """
     served = served_workload(model, workload)
-    room = cache_room(model, deployment, profile.gpu)
+    room = cache_room(model, deployment, gpu)
     schedule = schedule_offline(
         served,
         room.limits(deployment),
         room.tokens,
+        groups=room.groups,
         state_blocks=room.state_blocks,
         whole_prompts=model.reads_whole,
     )
-    costs = step_costs(model, deployment, served, schedule, profile)
-    return _prediction(model, deployment, workload, profile, schedule=schedule, costs=costs)
+    return served, schedule
 
 
 def check(deployment: Deployment, profile: Profile) -> None:
@@ -97,6 +109,11 @@ def check(deployment: Deployment, profile: Profile) -> None:
     if deployment.engine not in ENGINES:
         raise InputError(f"engine '{deployment.engine}' is not one of: {', '.join(ENGINES)}.")
     byte_j = deployment.hbm_byte_j
+    if byte_j is not None and not (profile.memory and profile.memory[0].byte_j.value):
+        raise InputError(
+            f"hbm_byte_j must be left out: profile '{profile.name}' was calibrated without a sensor "
+            "of the memory's power."
+        )
     if byte_j is not None and not LEAST_BYTE_J <= byte_j <= MOST_BYTE_J:
         raise InputError(
             f"hbm_byte_j must be from {LEAST_BYTE_J:g} to {MOST_BYTE_J:g} joules per byte, "

@@ -205,6 +205,7 @@ STAND_INS: Mapping[str, str] = {
     **{f"moe.{name}": "moe.int4" for name in WEIGHT_ONLY if name != "int4"},
     "gemm.fp8_block": "gemm.fp8",
     "gemm.int8": "gemm.fp8",
+    "gemm.llm_int8": "gemm.int8",
     "moe.fp8_block": "moe.fp8",
     "moe.int8": "moe.fp8",
 }

@@ -217,7 +217,7 @@ def _bins(p: "Prediction") -> list["RenderableType"]:
 
 def _baselines(p: "Prediction") -> list["RenderableType"]:
     found = {"flop_only": p.flop_only, **p.baselines}
-    names = {"flop_only": "FLOP-only", "tdp": "TDP"}
+    names = {"flop_only": "FLOP-only", "tdp": "TDP", "mfu_power_law": "MFU^0.7"}
     return [
         line(
             f"{names.get(key, key.replace('_', ' '))} estimate: "
@@ -238,6 +238,7 @@ def _share(part: float, whole: float) -> str:
 _SHORT_FORMATS = {
     "fp8": "fp8",
     "int8": "int8",
+    "llm": "int8",
     "w8a16": "int8",
     "int4": "int4",
     "uint4": "int4",

@@ -2,11 +2,12 @@
 
 import heapq
 import itertools
-from bisect import bisect_right
+import math
 from collections import deque
 from dataclasses import dataclass
 
 from energymodel.deployment import Deployment
+from energymodel.sequence_blocks import BlockGrowth, SequenceBlocks
 from energymodel.workload import Workload
 
 # A stretch of decode steps becomes at most _MAX_ROWS rows, none split below _MIN_STEPS steps:
@@ -24,6 +25,7 @@ class _Queued:
     tokens: int  # to compute: the prompt, and after a preemption what was generated
     first_token_row: int = -1
     computed: int = 0
+    held: int = 0  # blocks of each
 
 
 @dataclass(slots=True)
@@ -36,6 +38,9 @@ class _Group:
     last_iteration: int
     first_token_row: int
     since_row: int  # first row not yet recorded for this group at this count
+    prompt: int  # tokens that were there when decoding began
+    held: int  # blocks of each then
+    passed: int = 0  # windows that the sequences are longer than
     finished: bool = False
 
 
@@ -48,17 +53,16 @@ class Scheduler:
         deployment: Deployment,
         kv_tokens: int,
         *,
+        blocks: SequenceBlocks,
         overlap: bool,
-        state_blocks: int = 0,
         whole_prompts: bool = False,
     ) -> None:
         self._bins = workload.bins
-        self._block_size = deployment.block_size
+        self._blocks = blocks
         self._max_seqs = deployment.max_num_seqs
         self._budget = deployment.max_num_batched_tokens
         self._free = kv_tokens // deployment.block_size
         self._overlap = overlap
-        self._state_blocks = state_blocks
         self._whole_prompts = whole_prompts
 
         self._waiting = deque(
@@ -71,8 +75,10 @@ class Scheduler:
         self._preempted = False  # someone, in this iteration: then nobody is admitted
         self._running = 0
         self._decoding = 0
-        # Sequences that need a new block at iterations t with t % block_size == phase.
-        self._growing = [0] * deployment.block_size
+        self._growth = BlockGrowth(blocks)
+        # Heap of (iteration from which its sequences are beyond the next window, key of the group).
+        self._passings: list[tuple[int, int]] = []
+        self._behind = 0  # blocks of new groups that their first decode step finds unneeded
         self.iteration = 0
         self._next_key = 0
 
@@ -113,31 +119,53 @@ class Scheduler:
         if not self._overlap:
             self._release()
 
-    def _blocks(self, tokens: int) -> int:
-        """Blocks of a sequence of ``tokens``, those of its recurrent states included."""
-        return self._state_blocks - (-tokens // self._block_size)
-
     # Running requests ------------------------------------------------------------------------
 
     def _grow(self) -> None:
-        """Give each decoding request the block that this iteration needs."""
-        need = self._growing[self.iteration % self._block_size]
-        if need <= self._free:
-            self._free -= need
+        """Give each decoding request the block that this iteration needs; take those behind it."""
+        self._pass_windows(self.iteration)
+        taken, freed = self._growth.at(self.iteration)
+        freed, self._behind = freed + self._behind, 0
+        if taken <= self._free:
+            self._free += freed - taken
             return
         for key in list(self._groups):
             group = self._groups.get(key)
             if group is None:
                 break  # preempted, with everyone after it
-            if group.finished or (group.offset + self.iteration) % self._block_size:
+            if group.finished:
                 continue
+            stored = group.offset + self.iteration
+            more = self._blocks.held(stored, stored + 1) - self._held(group, stored)
             granted = 0
             while granted < group.count:
-                if self._free:
-                    self._free -= 1
-                    granted += 1
-                else:
+                fit = group.count - granted
+                if more > 0:
+                    fit = min(fit, self._free // more)
+                self._free -= fit * more
+                granted += fit
+                if granted < group.count:
                     self._preempt()
+
+    def _held(self, group: _Group, stored: int) -> int:
+        """Blocks of each of the group when ``stored`` tokens have places."""
+        return group.held if stored == group.prompt else self._blocks.held(stored - 1, stored)
+
+    def _pass_windows(self, iteration: int) -> None:
+        """Let sequences that are beyond a window at an iteration free blocks from then on."""
+        while self._passings and self._passings[0][0] <= iteration:
+            key = heapq.heappop(self._passings)[1]
+            group = self._groups.get(key)
+            if group and not group.finished:
+                self._growth.pass_window(group.offset, group.count, group.passed)
+                group.passed += 1
+                self._await_window(key, group)
+
+    def _await_window(self, key: int, group: _Group) -> None:
+        """Note when a decoding group is beyond its next window, its first step left aside."""
+        if group.passed < len(self._growth.windows):
+            beyond = max(self._growth.windows[group.passed], group.prompt + 1) - group.offset
+            heapq.heappush(self._passings, (beyond, key))
 
     def _preempt(self) -> None:
         """Take the KV of the last admitted request and queue it again at the head."""
@@ -146,17 +174,17 @@ class Scheduler:
         if self._unfinished:
             queued = self._unfinished
             self._unfinished = None
-            self._free += self._blocks(queued.computed)
+            self._free += queued.held
             queued.computed = 0
             self._waiting.appendleft(queued)
             return
         key, group = next(reversed(self._groups.items()))
         stored = group.offset + self.iteration
-        self._free += self._blocks(stored)
+        self._free += self._held(group, stored)
         if not group.finished:
             self._record(group)
             self._decoding -= 1
-            self._growing[-group.offset % self._block_size] -= 1
+            self._growth.add(group.offset, -1, group.passed)
             self._requeue(_Queued(group.bin, 1, stored + 1, group.first_token_row))
         group.count -= 1
         if not group.count:
@@ -182,11 +210,11 @@ class Scheduler:
         queued = self._unfinished
         if queued:
             tokens = min(queued.tokens - queued.computed, budget)
-            held = self._blocks(queued.computed)
-            if self._blocks(queued.computed + tokens) - held > self._free:
+            held = self._blocks.held(queued.computed, queued.computed + tokens)
+            if held - queued.held > self._free:
                 self._preempt()  # the last admitted is this one itself
                 return complete
-            self._free += held
+            self._free += queued.held
             self._running -= 1
             self._unfinished = None
             self._compute(queued, tokens, complete)
@@ -198,7 +226,7 @@ class Scheduler:
     def _admit(self, budget: int, complete: list[_Queued]) -> None:
         while self._waiting and budget:
             head = self._waiting[0]
-            blocks = self._blocks(head.tokens)
+            blocks = self._blocks.reserved(head.tokens)
             places = min(self._max_seqs - self._running, self._free // blocks)
             count = min(head.count, places, budget // head.tokens)
             if count:
@@ -225,8 +253,9 @@ class Scheduler:
         self.chunks.append(
             (len(self.weights), tokens, queued.computed, queued.count, int(samples), queued.bin)
         )
+        queued.held = self._blocks.held(queued.computed, done)
         queued.computed = done
-        self._free -= queued.count * self._blocks(done)
+        self._free -= queued.count * queued.held
         self._running += queued.count
         if last:
             complete.append(queued)
@@ -244,44 +273,48 @@ class Scheduler:
             self.iteration + max(length - queued.tokens - 1, 0),
             row if queued.first_token_row < 0 else queued.first_token_row,
             row + 1,
+            queued.tokens,
+            queued.held,
         )
-        self._growing[-group.offset % self._block_size] += group.count
+        self._growth.add(group.offset, group.count, group.passed)
         self._decoding += group.count
+        if self._growth.windows and group.last_iteration > self.iteration:
+            needed = self._blocks.held(group.prompt, group.prompt)
+            self._behind += group.count * (group.held - needed)
         if self._groups:
             previous = next(reversed(self._groups.values()))
-            if (previous.bin, previous.offset, previous.first_token_row) == (
-                group.bin,
-                group.offset,
-                group.first_token_row,
-            ):
+            alike = (previous.bin, previous.offset, previous.first_token_row, previous.held)
+            if alike == (group.bin, group.offset, group.first_token_row, group.held):
                 previous.count += group.count
                 return
         self._groups[self._next_key] = group
         heapq.heappush(self._finishes, (group.last_iteration, self._next_key))
+        self._await_window(self._next_key, group)
         self._next_key += 1
 
     # Stretches of decode ---------------------------------------------------------------------
 
     def _stretch(self) -> int:
-        """Iterations, this one included, until a request finishes or blocks run out.
+        """Iterations, this one included, until a request finishes, or there are too few blocks.
 
-        Nobody can be admitted on the way: places and free blocks only become fewer.
+        Or until there are enough, freed behind windows, for a request that waits for blocks.
         """
         self._release()  # this iteration did not need those blocks, and nobody waits for them
         while self._finishes[0][1] not in self._groups:
             heapq.heappop(self._finishes)
-        more = self._finishes[0][0] - self.iteration
-        if self._growth(more) > self._free:
-            more = bisect_right(range(more), self._free, key=self._growth) - 1
-        self._free -= self._growth(more)
-        return 1 + more
-
-    def _growth(self, iterations: int) -> int:
-        """Blocks that the iterations after this one need."""
-        cycles, rest = divmod(iterations, self._block_size)
-        start = (self.iteration + 1) % self._block_size
-        around = self._growing + self._growing
-        return cycles * self._decoding + sum(around[start : start + rest])
+        enough = math.inf
+        if self._waiting and self._running < self._max_seqs:
+            reserved = self._blocks.reserved(self._waiting[0].tokens)
+            enough = reserved if self._free < reserved else math.inf
+        last, done = self._finishes[0][0], self.iteration
+        while done < last:
+            self._pass_windows(done + 1)
+            until = min(last, self._passings[0][0] - 1) if self._passings else last
+            ran, self._free = self._growth.run(done + 1, until - done, self._free, enough)
+            done += ran
+            if done < until:
+                break
+        return 1 + done - self.iteration
 
     def _decode_rows(self, iterations: int) -> list[int]:
         if iterations <= _MIN_STEPS:
@@ -304,7 +337,7 @@ class Scheduler:
                 continue
             self._record(group)
             self._decoding -= group.count
-            self._growing[-group.offset % self._block_size] -= group.count
+            self._growth.add(group.offset, -group.count, group.passed)
             row = len(self.weights) - 1
             self.milestones.append((group.bin, group.count, group.first_token_row, row))
             group.finished = True
@@ -315,7 +348,8 @@ class Scheduler:
             group = self._groups.pop(key, None)
             if group:
                 self._running -= group.count
-                self._free += group.count * self._blocks(group.offset + group.last_iteration + 1)
+                stored = group.offset + group.last_iteration + 1
+                self._free += group.count * self._held(group, stored)
         self._leaving.clear()
 
     def _record(self, group: _Group) -> None:

@@ -14,6 +14,7 @@ The rules are those of vLLM 0.24 (``vllm/v1/core/sched/scheduler.py``, ``Schedul
 - A running request that finds no free block preempts the last admitted one, which loses its KV
   and goes to the head of the queue with prompt and generated tokens to recompute. A step that
   preempted admits nobody.
+- Layers with a sliding window give back the blocks behind it (``sequence_blocks.py``).
 - Asynchronous scheduling (the default, ``vllm/config/vllm.py``; off for pooling models) schedules
   a step before the previous one has returned. It computes nothing twice, but a request that
   finishes in step k keeps its place and its blocks while step k + 1 is scheduled, so whoever
@@ -37,6 +38,7 @@ import numpy as np
 from energymodel.deployment import Deployment
 from energymodel.errors import InputError
 from energymodel.scheduler import Scheduler
+from energymodel.sequence_blocks import SequenceBlocks, TokenGroups, longest
 from energymodel.steps import Chunks, Decodes, Ints, Steps
 from energymodel.workload import Workload
 
@@ -70,6 +72,7 @@ def schedule_offline(
     kv_capacity_tokens: int,
     *,
     async_scheduling: bool | None = None,
+    groups: tuple[TokenGroups, ...] = (TokenGroups(),),
     state_blocks: int = 0,
     whole_prompts: bool = False,
 ) -> Schedule:
@@ -78,8 +81,9 @@ def schedule_offline(
     Args:
         workload: Bins with ``count``.
         deployment: ``max_num_seqs``, ``max_num_batched_tokens`` and ``block_size`` are used.
-        kv_capacity_tokens: Tokens that the KV cache of the replica holds.
+        kv_capacity_tokens: Tokens that the blocks of the KV cache of the replica hold.
         async_scheduling: None is vLLM's default: on, unless nothing is generated.
+        groups: Groups of layers that each take blocks for the tokens of a sequence.
         state_blocks: Blocks that a sequence takes beside those of its tokens.
         whole_prompts: No prompt is split over steps.
 
@@ -90,7 +94,13 @@ def schedule_offline(
     Raises:
         InputError: A request can never fit the KV cache, or the limits contradict each other.
     """
-    _check(workload, deployment, kv_capacity_tokens - state_blocks * deployment.block_size)
+    blocks = SequenceBlocks(
+        size=deployment.block_size,
+        groups=groups,
+        state_blocks=state_blocks,
+        budget=deployment.max_num_batched_tokens,
+    )
+    _check(workload, deployment, blocks, kv_capacity_tokens // deployment.block_size)
     if whole_prompts:
         _check_whole(workload, deployment)
     if async_scheduling is None:
@@ -99,8 +109,8 @@ def schedule_offline(
         workload,
         deployment,
         kv_capacity_tokens,
+        blocks=blocks,
         overlap=async_scheduling,
-        state_blocks=state_blocks,
         whole_prompts=whole_prompts,
     )
     while scheduler.busy:
@@ -108,7 +118,7 @@ def schedule_offline(
     return _expand(scheduler)
 
 
-def _check(workload: Workload, deployment: Deployment, kv_capacity_tokens: int) -> None:
+def _check(workload: Workload, deployment: Deployment, blocks: SequenceBlocks, pool: int) -> None:
     seqs, budget = deployment.max_num_seqs, deployment.max_num_batched_tokens
     if workload.online:
         raise InputError("An offline run needs bins with count, not requests_per_s.")
@@ -116,14 +126,13 @@ def _check(workload: Workload, deployment: Deployment, kv_capacity_tokens: int) 
         raise InputError(
             f"max_num_seqs must be from 1 to max_num_batched_tokens ({budget:,}), got {seqs:,}."
         )
-    capacity = kv_capacity_tokens // deployment.block_size * deployment.block_size
     for index, b in enumerate(workload.bins):
         need = b.input_tokens + max(b.output_tokens, 1) - 1
-        if need > capacity:
+        if blocks.reserved(need) > pool:
             raise InputError(
                 f"bins[{index}]: a request of {b.input_tokens:,} input and {b.output_tokens:,} "
                 f"output tokens needs room for {need:,} tokens, but the KV cache holds "
-                f"{max(capacity, 0):,}: use shorter requests or a deployment with more memory."
+                f"{longest(blocks, pool, need):,}: use shorter requests or a deployment with more memory."
             )
 
 

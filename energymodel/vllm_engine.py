@@ -160,14 +160,15 @@ def submit_seconds(workload: Workload, engine: Mapping[str, float]) -> float:
 
 
 def kv_capacity_tokens(model: ModelSpec, deployment: Deployment, gpu: GpuSpec) -> int:
-    """Tokens that fit the KV cache of a model without recurrent layers; see ``cache_room``."""
-    return cache_room(model, deployment, gpu).tokens
+    """Tokens that fit the KV cache of a model without recurrent layers; see ``cache_room``.
+
+    More of them do in sequences longer than a window.
+    """
+    return cache_room(model, deployment, gpu).tokens_within_windows
 
 
 def cache_room(model: ModelSpec, deployment: Deployment, gpu: GpuSpec) -> CacheRoom:
     """What fits the caches: the memory share less weights, activations and the rest.
-
-    Layers with a sliding window are counted like the others, as vLLM allots them.
 
     Raises:
         InputError: the model does not fit the memory of the GPU.

@@ -1,20 +1,31 @@
 """How vLLM cuts the memory of its caches: blocks of tokens, and the states of recurrent layers.
 
-Facts of vLLM 0.24 without prefix caching, which hybrid models have off by default
-(``platforms/interface.py``, ``_align_hybrid_block_size``; ``v1/core/kv_cache_utils.py``,
-``_get_kv_cache_groups_uniform_page_size``): every layer has pages of one size. The states that one
-sequence has in a recurrent layer fill a page, and attention keeps as many tokens in a page as make
-it no smaller. Layers of one kind are split into groups of as many layers as the rarest kind has;
-a block is a page in each layer of a group, and all groups draw blocks from one pool.
+Facts of vLLM 0.24 (``v1/core/kv_cache_utils.py``, ``get_kv_cache_groups``): layers that all keep
+the same tokens, all of them or those in the same window, are one group, and a block is that of
+``block_size`` tokens in every layer. Other models have pages of one size in every layer
+(``unify_kv_cache_spec_page_size``). Where one layer caches a whole multiple less of a token than
+another, it keeps that many times the tokens in a page; otherwise part of its page is left empty.
+Layers of one kind (what they cache of a token, their window) are split into groups of as many
+layers as the rarest kind has; a block is a page in each layer of a group, and all groups draw
+blocks from one pool (``_get_kv_cache_groups_uniform_page_size``).
+
+The states that one sequence has in a recurrent layer fill a page, and attention keeps as many
+tokens in a page as make it no smaller (``platforms/interface.py``, ``_align_hybrid_block_size``;
+without prefix caching, which such models have off by default).
+
+Layers that attend within pieces (Llama 4) keep all tokens: vLLM turns the pool of several groups
+off for them (``config/vllm.py``, ``VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE``).
 """
 
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
 
+from energymodel.blocks import SoftmaxAttention
 from energymodel.deployment import Deployment
 from energymodel.dtypes import DTYPE_BYTES
 from energymodel.model import ModelSpec
+from energymodel.sequence_blocks import TokenGroups
 
 # Tokens in an attention page are a multiple of this (FlashAttention).
 PAGE_TOKENS = 16
@@ -27,7 +38,7 @@ BOUNDLESS_TOKENS = 2**62
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheLayout:
-    """Blocks of ``block_bytes`` that hold ``block_tokens`` of a sequence each.
+    """Blocks of ``block_bytes`` that hold ``block_tokens`` of a sequence each, in one of ``groups``.
 
     ``state_blocks``: blocks that a sequence takes beside those of its tokens, however long it is.
     ``block_tokens`` is 0 where tokens take nothing and a block holds the states of one sequence.
@@ -36,24 +47,33 @@ class CacheLayout:
     block_bytes: float
     block_tokens: int
     state_blocks: int = 0
+    groups: tuple[TokenGroups, ...] = (TokenGroups(),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheRoom:
     """What fits: ``tokens`` in blocks of ``block_tokens``, and at most ``sequences`` at a time.
 
-    ``state_blocks``: blocks that each sequence takes beside those of its tokens.
+    Each of ``groups`` takes blocks of its own for the same tokens. ``state_blocks``: blocks that
+    each sequence takes beside those of its tokens.
     """
 
     tokens: int
     block_tokens: int
     sequences: int
     state_blocks: int = 0
+    groups: tuple[TokenGroups, ...] = (TokenGroups(),)
 
     @property
     def empty(self) -> bool:
         """Whether not even one sequence of one token fits."""
-        return self.tokens < (1 + self.state_blocks) * self.block_tokens
+        blocks = sum(g.count for g in self.groups) + self.state_blocks
+        return self.tokens < blocks * self.block_tokens
+
+    @property
+    def tokens_within_windows(self) -> int:
+        """Tokens that fit, in sequences that no window is too short for."""
+        return int(self.tokens / sum(g.count / g.ratio for g in self.groups))
 
     def limits(self, deployment: Deployment) -> Deployment:
         """The deployment as the scheduler finds it."""
@@ -67,29 +87,37 @@ def cache_layout(
     """Blocks of the caches, of keys and values in ``kv_dtype`` and other states in ``dtype``.
 
     A token of an encoder-decoder is one of the prompt or a generated one, whichever takes more.
-    Where several groups hold tokens, they are counted as one block of their sizes together.
     """
     states, caches = _pages(model, DTYPE_BYTES[kv_dtype], DTYPE_BYTES[dtype])
-    if not states:
+    size = deployment.block_size
+    windows = {window for _, window in caches}
+    if not states and len(windows) <= 1:
         written = model.kv_bytes_per_token(dtype=kv_dtype)
         per_token = max(written, model.cross_bytes_per_token(dtype=kv_dtype))
-        size = deployment.block_size
-        return CacheLayout(block_bytes=size * per_token, block_tokens=size)
+        groups = tuple(TokenGroups(window=window) for window in windows) or (TokenGroups(),)
+        return CacheLayout(block_bytes=size * per_token, block_tokens=size, groups=groups)
     if not caches:
         each = sum(size * layers for size, layers in states.items())
         return CacheLayout(block_bytes=each, block_tokens=0)
-    unit = max(PAGE_TOKENS, deployment.block_size)
-    token_bytes = max(caches)
-    tokens = unit * math.ceil(max(states) / (unit * token_bytes))
+    token_bytes = max(cached for cached, _ in caches)
+    if states:
+        unit = max(PAGE_TOKENS, size)
+        size = unit * math.ceil(max(states) / (unit * token_bytes))
     kinds = [*states.values(), *caches.values()]
     fewest, most = min(kinds), max(kinds)
     group = most if most < FEW_PADDED * fewest else fewest
-    together = sum(math.ceil(layers / group) for layers in caches.values())
-    kept = sum(math.ceil(layers / group) for layers in states.values())
     return CacheLayout(
-        block_bytes=tokens * token_bytes * group * together,
-        block_tokens=tokens,
-        state_blocks=math.ceil(kept / together),
+        block_bytes=size * token_bytes * group,
+        block_tokens=size,
+        state_blocks=sum(math.ceil(layers / group) for layers in states.values()),
+        groups=tuple(
+            TokenGroups(
+                count=math.ceil(layers / group),
+                window=window,
+                ratio=int(token_bytes // cached) if token_bytes % cached == 0 else 1,
+            )
+            for (cached, window), layers in caches.items()
+        ),
     )
 
 
@@ -107,15 +135,16 @@ def room_in(layout: CacheLayout, left_bytes: float) -> CacheRoom:
         block_tokens=layout.block_tokens,
         sequences=BOUNDLESS_TOKENS,
         state_blocks=layout.state_blocks,
+        groups=layout.groups,
     )
 
 
 def _pages(
     model: ModelSpec, element_bytes: float, wide: float
-) -> tuple[Counter[float], Counter[float]]:
-    """Layers by (bytes of their states of one sequence), and by (bytes that they cache of a token)."""
+) -> tuple[Counter[float], Counter[tuple[float, int | None]]]:
+    """Layers by bytes of their states of one sequence, and by (bytes cached of a token, window)."""
     states: Counter[float] = Counter()
-    caches: Counter[float] = Counter()
+    caches: Counter[tuple[float, int | None]] = Counter()
     for layer, count in model.layer_groups():
         held = sum(leaf.state_bytes(wide) for leaf in layer.leaves)
         if held:
@@ -123,5 +152,6 @@ def _pages(
         for leaf in layer.leaves:
             cached = leaf.kv_bytes_per_token(element_bytes)
             if cached:
-                caches[cached] += count
+                window = leaf.sliding_window if isinstance(leaf, SoftmaxAttention) else None
+                caches[cached, window] += count
     return states, caches

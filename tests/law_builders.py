@@ -48,11 +48,9 @@ def attention(  # noqa: PLR0917 (a shape is read in order)
         pairs=seqs * spec.chunk_pairs(each, past),
         kv_tokens=kv_tokens,
         block_tokens=seqs * spec.decode_block_tokens(past, np.ones_like(past)),
-        max_chunk=each,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        window=np.inf,
         kv_element_bytes=2.0,
         bytes=4.0 * head_dim * (kv_tokens * kv_heads + rows * heads),
     )

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -453,12 +454,22 @@ def test_a_full_disk(args: tuple[str, ...]) -> None:
     assert one_sentence(err.decode()) == "energymodel: the output: no space left on device.\n"
 
 
+def _written(pipe: Path, process: "subprocess.Popen[bytes]") -> int:
+    """The pipe, opened for writing once the program reads it."""
+    while process.poll() is None:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nobody reads yet
+            time.sleep(0.01)
+    pytest.fail(f"the program ended with {process.returncode} before it read")
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_an_interrupt(tmp_path: Path) -> None:
     pipe = tmp_path / "runs.jsonl"
     os.mkfifo(pipe)
     process = start("validate", str(pipe))
-    with pipe.open("wb"):  # waits until the program reads
+    with os.fdopen(_written(pipe, process), "wb"):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130

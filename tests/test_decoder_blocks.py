@@ -260,6 +260,11 @@ def test_old_checkpoints_of_opt_lack_the_last_norm() -> None:
         ("gpt_neo", {"attention_types": [[["global"], 10**12]]}, "'attention_types'"),
         ("gpt_neo", {"attention_types": [[["local", []], 3]]}, "'attention_types'"),
         ("gpt_neo", {"attention_types": "global"}, "'attention_types'"),
+        (
+            "gpt_neo",
+            {"num_layers": 3, "num_heads": 4, "attention_types": [[["global"], 10**4]] * 10**4},
+            "gives 10000 layers or more",
+        ),
         ("smollm3", {"no_rope_layers": [1, 0]}, "'no_rope_layers'"),
         ("smollm3", {"no_rope_layers": [1, 0, "x"]}, "'no_rope_layers'"),
         ("llama4_text", {**LLAMA4, "layer_types": ["full_attention"]}, "'layer_types'"),

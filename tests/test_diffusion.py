@@ -11,9 +11,9 @@ import pytest
 import models_zoo
 from energymodel import profile as profiles
 from energymodel.deployment import Deployment
-from energymodel.diffusion import Pipeline, read_pipeline
 from energymodel.diffusion.calls import Sizes, flop
 from energymodel.diffusion.passes import DENOISE, EMPTY_PROMPT, schedule
+from energymodel.diffusion.pipeline import Pipeline, read_pipeline
 from energymodel.diffusion.predict import predict
 from energymodel.diffusion.requests import read_requests
 from energymodel.errors import InputError

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 import models_zoo
 from energymodel.cli import cli
-from energymodel.diffusion import Pipeline
+from energymodel.diffusion.pipeline import Pipeline
 from energymodel.errors import InputError
 from energymodel.find_model import find_any
 

@@ -10,9 +10,9 @@ import pytest
 from diffusion_cases import CASES, CHANNELS, DENOISER_CASES, Case, sizes
 
 import models_zoo
-from energymodel.diffusion import read_pipeline
 from energymodel.diffusion.calls import flop, param_count
 from energymodel.diffusion.networks import DECODERS, DENOISERS
+from energymodel.diffusion.pipeline import read_pipeline
 from energymodel.diffusion.plans import PLANS
 
 torch = pytest.importorskip("torch", reason="needs torch")

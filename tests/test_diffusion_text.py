@@ -9,7 +9,7 @@ from step_builders import prefill
 
 import models_zoo
 from energymodel.deployment import Deployment
-from energymodel.diffusion import read_pipeline
+from energymodel.diffusion.pipeline import read_pipeline
 from energymodel.diffusion.text import read_text_encoder
 from energymodel.errors import InputError
 from energymodel.fields import Fields

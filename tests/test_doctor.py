@@ -136,6 +136,14 @@ def test_what_a_byte_costs_in_the_memory(byte_j: float, level: str) -> None:
     assert (remedies[0] is None) == (level == "ok")
 
 
+@pytest.mark.parametrize("byte_j", [0.0, -2e-12, 1e-6])
+def test_a_sensor_that_does_not_follow_the_copy_prices_nothing(byte_j: float) -> None:
+    board = Board()
+    report = examined(board, works=streaming_on(board, byte_j))
+    assert report.gpus[0].memory_byte_j is None
+    assert not any("--hbm-byte-j" in (f.remedy or "") for f in report.findings)
+
+
 def test_without_the_memory_sensor_no_byte_is_priced() -> None:
     board = Board(broken={"field 185 2": "not supported"})
     report = examined(board, works=streaming_on(board, 3e-11))

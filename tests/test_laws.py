@@ -268,6 +268,15 @@ def test_experts_take_longer_with_more_tokens(shape: tuple[int, int, int, int]) 
     assert grows(seconds("moe", moe(tokens, *shape)))
 
 
+def test_experts_without_a_gate_stream_two_thirds_of_the_weights() -> None:
+    # Few tokens: nothing but weights counts. 2 x 768 x 2048 instead of 3 x 768 x 2048 an expert.
+    gated = moe(np.array([32.0]), 2048, 768, 128, 8)
+    plain = gated | {"up_size": np.array(768.0)}
+    free = {"launch_s": 0.0, "expert_s": 0.0, "hidden_passes": 0.0, "inner_passes": 0.0}
+    ratio = seconds("moe", plain, **free) / seconds("moe", gated, **free)
+    assert ratio == pytest.approx(2 / 3, rel=0.1)
+
+
 @pytest.mark.parametrize("kind", STREAMING_KINDS)
 def test_streams_take_longer_with_more_bytes(kind: str) -> None:
     assert grows(seconds(kind, arrays(rows=1.0, width=1.0, bytes=np.geomspace(1, 1e12, 2000))))

@@ -48,7 +48,6 @@ def test_pairs_and_keys_are_those_of_the_mask(
     assert a.chunk_pairs(np.array([tokens]), at).tolist() == [mask.sum()]
     assert a.chunk_kv_tokens(np.array([tokens]), at).tolist() == [mask.any(axis=0).sum()]
     assert a.decode_kv_tokens(at).tolist() == [visible(1, context, window).sum()]
-    assert a.cached_tokens(at).tolist() == [min(context, window or context)]
 
 
 def test_attention_by_hand() -> None:
@@ -210,7 +209,7 @@ VALID = {
         ({"model_type": "gemma2", "layer_types": ["full_attention"]}, "'layer_types'"),
         ({"model_type": "gemma2", "layer_types": ["full_attention", "x"]}, "'layer_types'"),
         ({"model_type": "gemma2", "layer_types": "full"}, "'layer_types'"),
-        ({"model_type": "gemma2", "attn_logit_softcapping": float("nan")}, "softcapping"),
+        ({"model_type": "gemma2", "final_logit_softcapping": float("nan")}, "softcapping"),
         ({"model_type": "gemma3", "text_config": 3}, "'text_config'"),
         (
             {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 0},
@@ -219,6 +218,11 @@ VALID = {
         ({"model_type": "olmoe"}, "'num_experts' is missing"),
         ({"model_type": "olmoe", "num_experts": 4, "num_experts_per_tok": 5}, "per_tok"),
         ({"model_type": "phi", "partial_rotary_factor": 2}, "'partial_rotary_factor'"),
+        (
+            {"model_type": "phi", "partial_rotary_factor": 10**400},
+            "'partial_rotary_factor' is 1000",
+        ),
+        ({"model_type": "phi", "partial_rotary_factor": float("inf")}, "'partial_rotary_factor'"),
         ({"model_type": "phi", "rope_scaling": []}, "'rope_scaling'"),
     ],
 )

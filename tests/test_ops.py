@@ -119,13 +119,12 @@ def test_shapes_of_a_dense_step_by_hand() -> None:
         name: {key: float(np.asarray(value).item()) for key, value in ops[name].shape.items()}
         for name in ("gate_up_proj", "lm_head", "attention_prefill", "attention_decode", "rotary")
     }
-    heads = {"heads": 2, "kv_heads": 1, "head_dim": 4, "window": np.inf, "kv_element_bytes": 2}
+    heads = {"heads": 2, "kv_heads": 1, "head_dim": 4, "kv_element_bytes": 2}
     wide = {"weight_element_bytes": 2, "input_element_bytes": 2}
     assert shapes == {
         "gate_up_proj": {"m": 5, "n": 32, "k": 8} | wide,
         "lm_head": {"m": 3, "n": 32, "k": 8} | wide,
-        "attention_prefill": heads
-        | {"tokens": 3, "pairs": 12, "kv_tokens": 5, "num_seqs": 1, "max_chunk": 3},
+        "attention_prefill": heads | {"tokens": 3, "pairs": 12, "kv_tokens": 5, "num_seqs": 1},
         # two sequences of 6 keys: one block of 128 each
         "attention_decode": heads | {"num_seqs": 2, "kv_tokens": 12, "block_tokens": 256},
         "rotary": {"rows": 5, "width": 12, "bytes": 240},
@@ -389,3 +388,19 @@ def test_a_thousand_steps_of_the_largest_model_are_fast() -> None:
     start = time.perf_counter()
     lower(model, Deployment(), steps)
     assert time.perf_counter() - start < 2  # takes 0.02 s on two idle cores
+
+
+def test_four_bits_of_bitsandbytes_are_widened_before_each_product() -> None:
+    config = TINY | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    ops = by_name(lower(spec(config), Deployment(), STEP))
+    unpack, product = ops["o_proj_unpack"], ops["o_proj"]
+    # 8 x 8 weights: half a byte and a 64th of four each in, two bytes out
+    assert unpack.hbm_bytes == 64 * (0.5 + 4 / 64 + 2)
+    assert unpack.stands_for
+    assert (product.stored, product.weight_bytes) == ("bfloat16", 128)
+    assert "lm_head_unpack" not in ops
+
+
+def test_experts_say_how_wide_their_first_product_is() -> None:
+    gated = by_name(lower(spec(TINY_MOE), Deployment(), STEP))["experts"].shape
+    assert gated["up_size"] == 2 * float(gated["intermediate_size"])

@@ -454,6 +454,11 @@ def test_the_interval_reaches_to_boards_with_another_memory() -> None:
     assert there.energy_interval_j[0] == pytest.approx(ratio * one.energy_interval_j[0], rel=1e-3)
 
 
+def test_a_memory_is_refused_where_the_profile_knows_none() -> None:
+    with pytest.raises(InputError, match="hbm_byte_j must be left out: profile 'h200'"):
+        run(profile=replace(PROFILE, memory=()), hbm_byte_j=3e-11)
+
+
 def test_an_impossible_memory_is_refused() -> None:
     for byte_j in (0.0, -1e-11, 2.5e-14, 1.0, math.nan):
         with pytest.raises(InputError, match="hbm_byte_j must be from 1e-12 to 1e-09"):

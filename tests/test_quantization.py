@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pytest
 from family_cases import TINY
@@ -13,7 +13,7 @@ from step_builders import prefill
 import models_zoo
 from energymodel.commands_common import _QUANTIZATIONS
 from energymodel.deployment import Deployment
-from energymodel.dtypes import DTYPE_BYTES
+from energymodel.dtypes import DTYPE_BYTES, UNPACKED
 from energymodel.errors import InputError
 from energymodel.families.quantization import METHODS
 from energymodel.model import ModelSpec, model_from_config
@@ -41,6 +41,12 @@ def compressed(weights: Json, inputs: Json | None, **more: object) -> Json:
     return {"quant_method": "compressed-tensors", **groups, **more}
 
 
+def in_groups(number: int, targets: Sequence[str] = ("nothing",)) -> Json:
+    group = {"targets": list(targets), "weights": integer(8, strategy="channel")}
+    groups = {f"group_{i}": group for i in range(number)}
+    return {"quant_method": "compressed-tensors", "config_groups": groups}
+
+
 def integer(bits: int, **more: object) -> Json:
     return {"type": "int", "num_bits": bits, **more}
 
@@ -62,7 +68,7 @@ FORMATS: list[tuple[Json, str]] = [
     ({**GPTQ, "bits": 8, "group_size": 64}, "w8a16_g64"),
     ({"quant_method": "awq", "group_size": 64, "bits": 4}, "uint4_g64"),
     ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "nf4"),
-    ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "int8"),
+    ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "llm_int8"),
     ({"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"]}, "fp8"),
     ({"quant_method": "modelopt", "quantization": {"quant_algo": "NVFP4"}}, "nvfp4"),
     (compressed(integer(4, strategy="group", group_size=128), None), "int4"),
@@ -92,6 +98,10 @@ def test_operations_read_what_the_checkpoint_stores(quantization: Json, stored: 
     step = prefill(16)
     by_name = {op.name: op for op in lower(read(quantization), Deployment(), step)}
     for name in DENSE_NAMES:
+        if stored in UNPACKED:  # widened by a call of its own, then multiplied in 16 bits
+            assert by_name[f"{name}_unpack"].hbm_bytes > 0
+            assert by_name[name].law == "gemm"
+            continue
         assert by_name[name].stored == stored
         assert by_name[name].shape["weight_element_bytes"] == DTYPE_BYTES[stored]
         assert by_name[name].law == f"gemm.{stored}"
@@ -301,7 +311,22 @@ def test_every_method_that_is_read_can_be_named_on_the_command_line() -> None:
         ({"quant_method": "fp8", "modules_to_not_convert": ["re:.*a.*b.*c"]}, "expression"),
         ({"quant_method": "fp8", "modules_to_not_convert": ["re:(?!x).*"]}, "expression"),
         ({"quant_method": "fp8", "modules_to_not_convert": ["re:[a"]}, "expression"),
+        ({"quant_method": "fp8", "modules_to_not_convert": ["re:[z-a]"]}, "expression"),
         ({"quant_method": "fp8", "modules_to_not_convert": ["re:a.*"] * 5000}, "expressions"),
+        # Of repeated classes, and of alternatives that one text can match, every way is tried.
+        (
+            {"quant_method": "fp8", "modules_to_not_convert": ["re:" + "[--z]*" * 8 + "Q"]},
+            "repeats",
+        ),
+        ({"quant_method": "fp8", "modules_to_not_convert": [r"re:\d+.*\d*Q"]}, "repeats"),
+        ({"quant_method": "fp8", "modules_to_not_convert": ["re:" + "(.|.)" * 30]}, "alternatives"),
+        (
+            {"quant_method": "fp8", "modules_to_not_convert": ["re:" + "(m|mo)" * 30]},
+            "alternatives",
+        ),
+        (in_groups(65), "'config_groups' has 65 groups"),
+        (in_groups(2, ["x"] * 6000), "targets"),
+        (in_groups(2, ["re:x"] * 2000), "too many expressions"),
     ],
 )
 def test_what_is_not_understood_is_refused_in_one_sentence(quantization: Json, named: str) -> None:
@@ -311,8 +336,29 @@ def test_what_is_not_understood_is_refused_in_one_sentence(quantization: Json, n
     assert "\n" not in str(error.value)
 
 
+def test_alternatives_of_which_one_at_most_fits_are_read_however_many() -> None:
+    numbers = "|".join(f"{i}" for i in range(2, 10))
+    listed = [rf"re:model.layers.({numbers}|1)\.(mlp|self_attn)\.(down|o|gate|up)_proj"] * 1000
+    quantization = {"quant_method": "fp8", "modules_to_not_convert": listed}
+    assert sorted(formats(quantization, layer=1)) == ["qkv_proj"]
+
+
+def test_a_class_may_repeat_at_the_end_beside_two_repeats_before() -> None:
+    quantization = {"quant_method": "fp8", "modules_to_not_convert": [r"re:.*\d+\.mlp[--z]+"]}
+    assert sorted(formats(quantization)) == ["o_proj", "qkv_proj"]
+
+
+def test_many_groups_of_many_layers_are_refused_soon() -> None:
+    deep = {**LLAMA, "num_hidden_layers": 5000}
+    started = time.monotonic()
+    with pytest.raises(InputError, match="3 groups of modules for 5000 layers; at most 2"):
+        read(in_groups(3), deep)
+    assert time.monotonic() - started < 2
+    assert read(in_groups(64)).layers[0].formats == ()
+
+
 @settings(deadline=None, max_examples=300)
-@given(st.lists(st.text("re:.*+?()[]|^$\\d0ab{}l_", max_size=40).map("re:{}".format), max_size=4))
+@given(st.lists(st.text("re:.*+?()[]|^$\\d0ab{}l_-", max_size=40).map("re:{}".format), max_size=4))
 def test_any_pattern_is_read_or_refused_soon(patterns: list[str]) -> None:
     started = time.monotonic()
     with contextlib.suppress(InputError):

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from family_cases import cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from step_builders import decode, prefill, steps_of
@@ -302,6 +303,24 @@ def test_every_law_that_is_asked_for_is_in_the_shipped_profile(kind: str) -> Non
 
 
 # --- hostile files --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [1.0, True, "1", [1]])
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [
+        ("bamba", "attn_layer_indices"),
+        ("lfm2", "full_attn_idxs"),
+        ("kimi_linear", "full_attn_layers"),
+        ("qwen3_moe", "mlp_only_layers"),
+        ("llama4_text", "moe_layers"),
+    ],
+)
+def test_lists_of_layers_hold_whole_numbers(family: str, key: str, wrong: object) -> None:
+    tiny = next(case.full for case in cases() if case.family == family)
+    changes = {key: [wrong], "linear_attn_config": {key: [wrong]}}
+    with pytest.raises(InputError, match=f"'{key}' must be a list of layer numbers"):
+        model_from_config({**tiny, **changes}, "x")
 
 
 @pytest.mark.parametrize(

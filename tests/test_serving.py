@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from energymodel.deployment import Deployment
 from energymodel.errors import InputError
 from energymodel.scheduler import split_stretch
+from energymodel.sequence_blocks import SequenceBlocks, TokenGroups
 from energymodel.serving import Schedule, schedule_offline
 from energymodel.workload import Bin, Workload
 
@@ -23,7 +24,7 @@ class Request:
     output: int
     computed: int = 0
     sampled: int = 0  # tokens that this request will have when all its steps have returned
-    blocks: int = 0
+    blocks: list[list[bool]] = field(default_factory=list)  # of each group: is it still held?
     first_step: int = -1
     filling: bool = True  # prompt (again) unfinished
 
@@ -44,11 +45,18 @@ class Brute:
     preemptions: int
 
 
-def simulate(  # noqa: C901, PLR0912 (one loop, as literal as the rules)
-    workload: Workload, deployment: Deployment, capacity: int, overlap: bool, state: int = 0
+def simulate(  # noqa: C901, PLR0912, PLR0917 (one loop, as literal as the rules)
+    workload: Workload,
+    deployment: Deployment,
+    capacity: int,
+    overlap: bool,
+    state: int = 0,
+    groups: tuple[TokenGroups, ...] = (TokenGroups(),),
 ) -> Brute:
-    size = deployment.block_size
-    free = capacity // size
+    free = capacity // deployment.block_size
+    # (tokens in a block, window) of each group, and states as groups with a single endless block.
+    every = [(g.ratio * deployment.block_size, g.window) for g in groups for _ in range(g.count)]
+    every += [(10**9, None)] * state
     waiting = deque(
         Request(i, b.input_tokens, b.output_tokens)
         for i, b in enumerate(workload.bins)
@@ -60,17 +68,31 @@ def simulate(  # noqa: C901, PLR0912 (one loop, as literal as the rules)
 
     def drop(request: Request) -> None:
         nonlocal free
-        free += request.blocks
-        request.blocks = 0
+        free += sum(map(sum, request.blocks))
+        request.blocks = []
 
     def allocate(request: Request, tokens: int) -> bool:
         nonlocal free
-        more = state - (-(request.computed + tokens) // size) - request.blocks
+        request.blocks = request.blocks or [[] for _ in every]
+        more = 0
+        for (size, window), blocks in zip(every, request.blocks, strict=True):
+            behind = max(request.computed - window + 1, 0) // size if window else 0
+            free += sum(blocks[:behind])
+            blocks[:behind] = [False] * behind
+            more += -(-(request.computed + tokens) // size) - len(blocks)
         if more > free:
             return False
         free -= more
-        request.blocks += more
+        for (size, _), blocks in zip(every, request.blocks, strict=True):
+            blocks.extend([True] * (-(-(request.computed + tokens) // size) - len(blocks)))
         return True
+
+    def reserved(tokens: int) -> int:
+        budget = deployment.max_num_batched_tokens
+        return sum(
+            min(-(-tokens // size), -(-(window - 1 + budget) // size) + 1 if window else tokens)
+            for size, window in every
+        )
 
     while waiting or running:
         step = Step()
@@ -104,7 +126,7 @@ def simulate(  # noqa: C901, PLR0912 (one loop, as literal as the rules)
         while not preempted and waiting and budget and len(running) < deployment.max_num_seqs:
             request = waiting[0]
             whole = request.prompt + request.sampled
-            if state - (-whole // size) > free:
+            if reserved(whole) > free:
                 break
             new = min(whole, budget)
             assert allocate(request, new)
@@ -130,7 +152,7 @@ def simulate(  # noqa: C901, PLR0912 (one loop, as literal as the rules)
                     leaving.append(request)
                     result.ends[request.bin, request.first_step, len(result.steps)] += 1
         step.running = len(running)
-        step.blocks = capacity // size - free
+        step.blocks = capacity // deployment.block_size - free
         for request in before if overlap else leaving:
             running.remove(request)
             drop(request)
@@ -165,8 +187,17 @@ def workload_of(*bins: tuple[int, int, int]) -> Workload:
     return Workload(bins=tuple(Bin(input_tokens=i, output_tokens=o, count=n) for i, o, n in bins))
 
 
+Groups = tuple[TokenGroups, ...]
+GROUPS = st.builds(
+    TokenGroups,
+    count=st.integers(1, 3),
+    window=st.one_of(st.none(), st.integers(1, 60)),
+    ratio=st.sampled_from([1, 1, 2, 3]),
+)
+
+
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[Workload, Deployment, int, bool, int]:
+def cases(draw: st.DrawFn) -> tuple[Workload, Deployment, int, bool, int, Groups]:
     rows = draw(
         st.lists(
             st.tuples(st.integers(1, 70), st.integers(0, 90), st.integers(1, 9)),
@@ -183,20 +214,32 @@ def cases(draw: st.DrawFn) -> tuple[Workload, Deployment, int, bool, int]:
     size = deployment.block_size
     # Blocks of recurrent states, which a sequence takes however long it is.
     state = draw(st.integers(0, 3))
-    longest = state + max(-(-(i + max(o, 1) - 1) // size) for i, o, _ in rows)
+    groups = draw(st.one_of(st.just((TokenGroups(),)), st.lists(GROUPS, min_size=1, max_size=3)))
+    need = SequenceBlocks(
+        size=size,
+        groups=tuple(groups),
+        state_blocks=state,
+        budget=deployment.max_num_batched_tokens,
+    )
+    longest = max(need.reserved(i + max(o, 1) - 1) for i, o, _ in rows)
     capacity = size * draw(st.integers(longest, 5 * longest)) + draw(st.integers(0, size - 1))
-    return workload_of(*rows), deployment, capacity, draw(st.booleans()), state
+    return workload_of(*rows), deployment, capacity, draw(st.booleans()), state, tuple(groups)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(cases())
 def test_every_iteration_is_that_of_the_literal_scheduler(
-    case: tuple[Workload, Deployment, int, bool, int],
+    case: tuple[Workload, Deployment, int, bool, int, Groups],
 ) -> None:
-    workload, deployment, capacity, overlap, state = case
-    brute = simulate(workload, deployment, capacity, overlap, state)
+    workload, deployment, capacity, overlap, state, groups = case
+    brute = simulate(workload, deployment, capacity, overlap, state, groups)
     schedule = schedule_offline(
-        workload, deployment, capacity, async_scheduling=overlap, state_blocks=state
+        workload,
+        deployment,
+        capacity,
+        async_scheduling=overlap,
+        groups=groups,
+        state_blocks=state,
     )
     assert schedule.iterations == len(brute.steps) == schedule.steps.weight.sum()
     for ours, theirs in zip(expand(schedule), brute.steps, strict=True):

@@ -10,6 +10,7 @@ from energymodel.errors import InputError
 from energymodel.model import ModelSpec, model_from_config
 from energymodel.predict import predict
 from energymodel.profile import load
+from energymodel.sequence_blocks import TokenGroups
 from energymodel.serving import schedule_offline
 from energymodel.vllm_engine import cache_room, kv_capacity_tokens
 from energymodel.vllm_memory import BOUNDLESS_TOKENS, CacheLayout, cache_layout, room_in
@@ -105,7 +106,7 @@ def test_nearly_as_many_layers_of_each_kind_make_one_group_each() -> None:
     assert found.block_bytes == 4 * 16 * 128
 
 
-def test_more_attention_than_state_groups_counts_as_one_block_of_all() -> None:
+def test_more_attention_than_state_makes_several_groups_of_it() -> None:
     config = {
         "model_type": "qwen3_5_text",
         "hidden_size": 64,
@@ -119,7 +120,8 @@ def test_more_attention_than_state_groups_counts_as_one_block_of_all() -> None:
     found = layout(spec(config))
     assert found.state_blocks == 1
     # Four groups of one layer each: keys and values of 256 in 16 bits.
-    assert found.block_bytes == found.block_tokens * 4 * 1024
+    assert found.block_bytes == found.block_tokens * 1024
+    assert found.groups == (TokenGroups(count=4),)
 
 
 def test_attention_alone_keeps_the_blocks_that_were_asked_for() -> None:

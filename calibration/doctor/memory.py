@@ -11,6 +11,7 @@ from calibration.doctor.finding import NOTE, OK, Finding, finding
 from calibration.doctor.load import Stream
 from calibration.doctor.phases import Bedside
 from energymodel import profile
+from energymodel.deployment import LEAST_BYTE_J, MOST_BYTE_J
 from energymodel.profile import MemoryKind
 
 SHARES = (1.0, 0.4)
@@ -38,7 +39,9 @@ def memory_byte_j(bedside: Bedside, stream_of: Callable[[float], Stream]) -> flo
     )
     if high_w is None or low_w is None or fast - slow < LEAST_DIFFERENCE * fast:
         return None
-    return (high_w - low_w) / (fast - slow)
+    byte_j = (high_w - low_w) / (fast - slow)
+    # No memory costs less or more: the sensor did not follow the copy.
+    return byte_j if LEAST_BYTE_J <= byte_j <= MOST_BYTE_J else None
 
 
 def of_memory(facts: GpuFacts, byte_j: float | None) -> Iterator[Finding]:
@@ -67,4 +70,5 @@ def of_memory(facts: GpuFacts, byte_j: float | None) -> Iterator[Finding]:
 
 
 def _known(gpu: str | None) -> tuple[MemoryKind, ...]:
-    return profile.load(gpu).memory if gpu in profile.available() else ()
+    kinds = profile.load(gpu).memory if gpu in profile.available() else ()
+    return tuple(kind for kind in kinds if kind.byte_j.value)

@@ -214,6 +214,7 @@ class Moe:
                 "tokens": n,
                 "hidden_size": float(h),
                 "intermediate_size": float(inner),
+                "up_size": float(up),
                 "num_experts": float(experts),
                 "top_k": float(top_k),
                 "experts_touched": np.asarray(touched),

@@ -52,7 +52,6 @@ class SoftmaxAttention:
     sliding_window: int | None = None
     chunk_size: int | None = None
     causal: bool = True
-    logit_softcap: float | None = None
     qkv_bias: bool = False
     k_bias: bool = True
     o_bias: bool = False
@@ -120,14 +119,6 @@ class SoftmaxAttention:
     def key_value_bytes(self, element_bytes: float) -> float:
         """Bytes of a key and a value for each KV head."""
         return 2 * self.kv_size * element_bytes
-
-    def cached_tokens(self, context: Floats | Ints) -> Floats:
-        """Tokens of a sequence of ``context`` that stay in the cache: min(context, window).
-
-        The newest one is the query's own: ``transformers`` drops the oldest before the next step
-        and so holds window - 1 between steps.
-        """
-        return np.minimum(context, self._window)
 
     def chunk_pairs(self, tokens: Floats | Ints, context: Floats | Ints) -> Floats:
         """(query, key) pairs that the mask lets through, for each head; shape as the inputs.
@@ -305,8 +296,6 @@ def prefill_attention(
     """
     steps, chunks = ctx.steps, ctx.steps.chunks
     tokens = steps.sum_chunks(chunks.tokens)
-    max_chunk = np.zeros(steps.size)
-    np.maximum.at(max_chunk, chunks.step, np.where(chunks.count > 0, chunks.tokens, 0))
     element_bytes = ctx.kv_element_bytes if cached else ctx.wide
     asked = pairs, np.zeros_like(steps.decodes.context)
     pairs, kv_tokens = steps.sum_chunks(pairs), steps.sum_chunks(kv_tokens)
@@ -326,7 +315,6 @@ def prefill_attention(
             "tokens": tokens,
             "pairs": pairs,
             "num_seqs": steps.sum_chunks(np.ones_like(chunks.tokens)),
-            "max_chunk": max_chunk,
         },
         stands_for=a.kernel,
         asked=asked,
@@ -372,6 +360,5 @@ def _attention_shape(
         "heads": float(a.num_attention_heads),
         "kv_heads": float(a.num_key_value_heads),
         "head_dim": float(a.head_dim),
-        "window": float(a.sliding_window or a.chunk_size or np.inf),
         "kv_element_bytes": element_bytes,
     }

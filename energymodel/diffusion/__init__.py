@@ -4,7 +4,3 @@ A pipeline encodes a prompt, denoises latents in many steps and decodes them. ``
 networks that are read, ``plans`` how each class of pipeline runs them. To add a network, write it as
 a function from its configuration and the sizes of a pass to its calls, and enter it in ``networks``.
 """
-
-from energymodel.diffusion.pipeline import Pipeline, is_pipeline, read_pipeline
-
-__all__ = ["Pipeline", "is_pipeline", "read_pipeline"]

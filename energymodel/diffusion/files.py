@@ -12,6 +12,11 @@ PARTS = (
 )  # fmt: skip
 
 
+def is_pipeline(config: Mapping[str, object]) -> bool:
+    """Whether a configuration is that of a pipeline, and not of a single model."""
+    return str(config.get("_class_name", "")).endswith("Pipeline")
+
+
 def parts_of(index: Mapping[str, object]) -> tuple[str, ...]:
     """Parts that an index names, a pair of library and class each, whose files are read."""
     return tuple(key for key in PARTS if _named(index.get(key)))

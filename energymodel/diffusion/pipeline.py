@@ -109,11 +109,6 @@ def _nominal() -> Sizes:
     return Sizes(batch=one, frames=one, height=64 * one, width=64 * one, text=one)
 
 
-def is_pipeline(config: Mapping[str, object]) -> bool:
-    """Whether a configuration is that of a pipeline, and not of a single model."""
-    return str(config.get("_class_name", "")).endswith("Pipeline")
-
-
 def read_pipeline(config: Mapping[str, object], name: str) -> tuple[Pipeline, list[str]]:
     """Read ``model_index.json`` with the configuration of each part in the place of its class.
 

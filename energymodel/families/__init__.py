@@ -31,6 +31,7 @@ from energymodel.families import (
 )
 from energymodel.families.parts import Reader
 from energymodel.families.quantization import stored_formats
+from energymodel.families.text_sections import section_reader
 from energymodel.families.unknown import read_unknown, text_part
 from energymodel.fields import Fields
 from energymodel.model import ModelSpec
@@ -68,9 +69,11 @@ def read_family(config: Mapping[str, object], name: str) -> tuple[ModelSpec, lis
     if reader is not None:
         spec, warnings = reader(fields, name)
     elif text is None:
-        spec, warnings = read_unknown(fields, name)
+        spec, warnings = (section_reader(model_type) or read_unknown)(fields, name)
     else:
-        spec, warnings = FAMILIES.get(text.text("model_type"), read_unknown)(text, name)
+        text_type = text.text("model_type")
+        reader = section_reader(text_type) or FAMILIES.get(text_type, read_unknown)
+        spec, warnings = reader(text, name)
         only = "is not known: only its text decoder is counted"
         warnings = [f"{name}: field 'model_type' is {model_type[:40]!r}, which {only}", *warnings]
     spec, more = stored_formats(spec, fields)

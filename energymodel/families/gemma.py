@@ -24,19 +24,12 @@ def _gemma(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
 def _gemma2(f: Fields, name: str, layout: Layout = "sandwich") -> tuple[ModelSpec, list[str]]:
     bias = f.flag("attention_bias", default=False)
     # A null soft-cap switches it off; only an absent one means the default of the family.
-    cap = (
-        f.optional_number("attn_logit_softcapping")
-        if "attn_logit_softcapping" in f.config
-        else 50.0
-    )
     final = (
         f.optional_number("final_logit_softcapping")
         if "final_logit_softcapping" in f.config
         else 30.0
     )
-    attention = replace(
-        read_attention(f, kv_heads=4, head_dim=256, qkv_bias=bias, o_bias=bias), logit_softcap=cap
-    )
+    attention = read_attention(f, kv_heads=4, head_dim=256, qkv_bias=bias, o_bias=bias)
     windows = windows_by_layer(f, own_window(f, 4096), lambda i: i % 2 == 0)
     spec = dense_model(f, name, attention, read_mlp(f), windows, layout=layout, tied=True)
     return replace(spec, final_logit_softcapping=final), []
@@ -61,9 +54,8 @@ def _gemma3_text(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
         f.where,
     )
     bias = f.flag("attention_bias", default=False)
-    attention = replace(
-        read_attention(f, kv_heads=4, head_dim=256, qkv_bias=bias, o_bias=bias, qk_norm="head"),
-        logit_softcap=f.optional_number("attn_logit_softcapping"),
+    attention = read_attention(
+        f, kv_heads=4, head_dim=256, qkv_bias=bias, o_bias=bias, qk_norm="head"
     )
     key = "sliding_window_pattern" if f.has("sliding_window_pattern") else "_sliding_window_pattern"
     pattern = f.integer(key, 6)

@@ -73,9 +73,12 @@ def _alternating(f: Fields, window: int) -> Windows:
     layers, windows = depth(f), list[int | None]()
     for item in f.sequence("attention_types") or ([["global", "local"], 12],):
         windows += [window if kind == "local" else None for kind in _repeated(f, item)]
+        if len(windows) > layers:
+            break
     if len(windows) != layers:
+        found = f"{len(windows)} layers" + (" or more" if len(windows) > layers else "")
         raise InputError(
-            f"{f.where}: field 'attention_types' gives {len(windows)} layers; "
+            f"{f.where}: field 'attention_types' gives {found}; "
             f"it must give {layers} ('num_layers')"
         )
     return windows

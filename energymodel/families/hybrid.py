@@ -8,6 +8,7 @@ from energymodel.errors import InputError
 from energymodel.families.parts import (
     Reader,
     depth,
+    listed_layers,
     model_spec,
     paired_layers,
     read_attention,
@@ -35,7 +36,7 @@ PATTERN: Mapping[str, str] = {"M": RECURRENT, "*": FULL, "-": "mlp", "E": "moe"}
 def _bamba(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
     bias = f.flag("attention_bias", default=False)
     attention = read_attention(f, kv_heads=8, qkv_bias=bias, o_bias=bias, rotary_factor=0.5)
-    where = f.sequence("attn_layer_indices") or ()
+    where = listed_layers(f, "attn_layer_indices") or ()
     mixers: dict[str, Block] = {FULL: attention, RECURRENT: read_mamba2(f, inner=expanded(f))}
     kinds = [FULL if i in where else RECURRENT for i in range(depth(f))]
     mlp = read_mlp(f, bias=f.flag("mlp_bias", default=False))

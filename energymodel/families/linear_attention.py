@@ -18,6 +18,7 @@ from energymodel.families.parts import (
     Reader,
     depth,
     feed_forwards,
+    listed_layers,
     model_spec,
     paired_layers,
     read_attention,
@@ -124,7 +125,7 @@ def _kimi_linear(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
         state_dtype="float32",
     )
     attention = read_latent(f, q_rank=None)
-    listed = linear.sequence("full_attn_layers")
+    listed = listed_layers(linear, "full_attn_layers")
     kinds = layer_kinds(
         f, "layer_types", lambda i: i + 1 in listed if listed else i > 0 and i % 4 == 0
     )
@@ -196,7 +197,7 @@ def _lfm2_mixers(f: Fields) -> list[Block]:
         kernel=f.integer("conv_L_cache", 3, high=1000),
         bias=f.flag("conv_bias", default=False),
     )
-    listed = f.sequence("full_attn_idxs")
+    listed = listed_layers(f, "full_attn_idxs")
     kinds = layer_kinds(
         f,
         "layer_types",

@@ -3,9 +3,11 @@
 A pattern is a module or a part of its name ("lm_head", "mlp.gate", "model.layers.3.self_attn"), a
 name with stars ("model.layers.*.self_attn"), or behind "re:" a regular expression. Of expressions
 only a subset is read, on which a matcher cannot be made to stall: literals, ``.``, classes, groups
-of alternatives without repeats, and few ``.*``.
+of alternatives without repeats, and few ``.*`` and repeated classes.
 """
 
+import contextlib
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,25 +42,29 @@ _SHARED = ("shared_expert", "shared_experts")
 
 _CLASS = r"(?:\\d|\[[\w\-]{1,20}\])"
 _ONE = r"(?:[\w\-./]|\\[.\-_/])"
-_ANY = r"\.[*+]"
+_REPEAT = rf"(?:{_CLASS}|\.)[+*]"
 _SAFE = re.compile(
-    rf"\^?(?:\((?:\?:)?(?:{_CLASS}|{_ONE}|[|$])*\)|{_ANY}|{_CLASS}[+*]?|{_ONE})*\$?", re.ASCII
+    rf"\^?(?:\((?:\?:)?(?:{_CLASS}|{_ONE}|[|$])*\)|{_REPEAT}|{_CLASS}|{_ONE})*\$?", re.ASCII
 )
 _LONGEST = 200
 # A match costs at most (characters of a name) ** (repeats before the last literal) steps.
 _MOST_REPEATS = 2
-# Expressions times layers.
+# Expressions, each as often as its alternatives can be tried, times layers.
 _MOST_MATCHES = 5_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Names:
-    """Patterns ready to be looked up: names of any layer, names within one layer, expressions."""
+    """Patterns ready to be looked up: names of any layer, names within one layer, expressions.
+
+    ``tries``: how often a name is matched with an expression, at worst.
+    """
 
     anywhere: frozenset[Name] = frozenset()
     within: Mapping[int, frozenset[Name]]
     everywhere: frozenset[Name] = frozenset()
     expressions: tuple[re.Pattern[str], ...] = ()
+    tries: int = 0
 
     def match(self, layer: int, name: Name) -> bool:
         """Whether a pattern names this module of a layer, or a module that holds it."""
@@ -79,41 +85,47 @@ def read_names(patterns: Sequence[object] | None, where: str, layers: int) -> Na
     """The patterns of a list in a configuration of a model with so many ``layers``.
 
     Raises:
-        InputError: an entry is no string, or an expression beyond the subset that is read.
+        InputError: an entry is no string, an expression is beyond the subset that is read, or there
+            are too many expressions for so many layers.
     """
     anywhere, everywhere = set(), set()
     within: dict[int, set[Name]] = {}
-    expressions = []
+    expressions, tries = [], 0
     for pattern in patterns or ():
         if not isinstance(pattern, str) or len(pattern) > _LONGEST:
             raise InputError(
                 f"{where} must list names of modules, each of at most {_LONGEST} characters"
             )
-        if pattern.startswith("re:"):
-            expressions.append(_expression(pattern[3:], where))
-            continue
         # "layers.3.mlp*" and "layers.3.mlp.*" name that module and what it holds.
         literal = pattern.rstrip("*").removesuffix(".")
         number, rest = _in_layer(tuple(literal.split(".")))
-        if "*" in ".".join(rest):
-            expressions.append(_expression(_starred(literal), where))
+        if pattern.startswith("re:") or "*" in ".".join(rest):
+            expression = pattern[3:] if pattern.startswith("re:") else _starred(literal)
+            tries += _tries(expression)
+            check_tries(tries, where, layers)
+            expressions.append(_expression(expression, where))
         elif number is None:
             anywhere.add(rest)
         elif number == "*":
             everywhere.add(rest)
         elif number.isdecimal():
             within.setdefault(int(number), set()).add(rest)
-    if len(expressions) * layers > _MOST_MATCHES:
-        raise InputError(
-            f"{where} holds {len(expressions)} expressions for {layers} layers; "
-            f"at most {_MOST_MATCHES // max(layers, 1)} are read"
-        )
     return Names(
         anywhere=frozenset(anywhere),
         within={number: frozenset(names) for number, names in within.items()},
         everywhere=frozenset(everywhere),
         expressions=tuple(expressions),
+        tries=tries,
     )
+
+
+def check_tries(tries: int, where: str, layers: int) -> None:
+    """Refuse expressions that take long to match with the names of so many layers."""
+    if tries * layers > _MOST_MATCHES:
+        raise InputError(
+            f"{where} holds too many expressions or alternatives for {layers} layers; "
+            f"at most {_MOST_MATCHES // layers} are read"
+        )
 
 
 def _in_layer(name: Name) -> tuple[str | None, Name]:
@@ -131,13 +143,30 @@ def _starred(pattern: str) -> str:
 
 def _expression(pattern: str, where: str) -> re.Pattern[str]:
     """A compiled expression, if it lies within the subset that is safe."""
-    repeats = len(re.findall(_ANY, re.sub(rf"{_ANY}$", "", pattern)))
-    if repeats > _MOST_REPEATS or not _SAFE.fullmatch(pattern):
-        raise InputError(
-            f"{where} holds the expression {pattern[:40]!r}; only names, '.', classes, groups of "
-            f"alternatives and up to {_MOST_REPEATS} of '.*' before the last name are read"
-        )
-    return re.compile(pattern, re.ASCII)
+    # A repeat at the very end takes what it can and never tries again.
+    repeats = len(re.findall(_REPEAT, re.sub(rf"{_REPEAT}$", "", pattern)))
+    if repeats <= _MOST_REPEATS and _SAFE.fullmatch(pattern):
+        with contextlib.suppress(re.error):  # a class such as [z-a]
+            return re.compile(pattern, re.ASCII)
+    raise InputError(
+        f"{where} holds the expression {pattern[:40]!r}; only names, '.', classes, groups of "
+        f"alternatives and up to {_MOST_REPEATS} repeats before the last name are read"
+    )
+
+
+def _tries(expression: str) -> int:
+    """How often the rest of an expression may be tried over, by the alternatives of its groups."""
+    tries = 1
+    for group in re.findall(r"\((?:\?:)?([^)]*)\)", expression):
+        alternatives = group.split("|")
+        tries *= 1 if _exclusive(alternatives) else len(alternatives)
+    return tries
+
+
+def _exclusive(alternatives: Sequence[str]) -> bool:
+    """Whether no text begins with two of them, going by their letters before any '.' or class."""
+    heads = sorted(re.split(r"(?<!\\)\.|\[|\\d", a)[0] for a in alternatives)
+    return not any(b.startswith(a) for a, b in itertools.pairwise(heads))
 
 
 def module_names(block: Block, weight: Weight) -> set[Name]:

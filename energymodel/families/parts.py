@@ -118,6 +118,16 @@ def depth(f: Fields) -> int:
     return f.integer("num_hidden_layers", high=MAX_LAYERS)
 
 
+def listed_layers(f: Fields, key: str) -> frozenset[object] | None:
+    """Numbers of layers, None where none are listed."""
+    listed = f.sequence(key)
+    if listed is None:
+        return None
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in listed):
+        raise InputError(f"{f.where}: field '{key}' must be a list of layer numbers")
+    return frozenset(listed)
+
+
 def own_window(f: Fields, default: int) -> int | None:
     """``sliding_window``: a null switches it off, only an absent field means the default."""
     return f.optional_integer("sliding_window") if "sliding_window" in f.config else default
@@ -224,10 +234,7 @@ def sparse_layers(
 ) -> tuple[LayerSpec, ...]:
     """Qwen MoE: every ``decoder_sparse_step``-th layer routes, save those in ``mlp_only_layers``."""
     step = f.integer("decoder_sparse_step", 1)
-    dense = f.sequence("mlp_only_layers") or ()
-    if not all(isinstance(i, int) and not isinstance(i, bool) for i in dense):
-        raise InputError(f"{f.where}: field 'mlp_only_layers' must be a list of layer numbers")
-    only = frozenset(dense)
+    only = listed_layers(f, "mlp_only_layers") or ()
     sparse = [i not in only and (i + 1) % step == 0 for i in range(len(windows))]
     mlp = experts if all(sparse) else read_mlp(f)
     return paired_layers(windowed(attention, windows), [experts if s else mlp for s in sparse])

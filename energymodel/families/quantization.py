@@ -9,13 +9,22 @@ from dataclasses import dataclass, replace
 
 from energymodel.dtypes import GROUPS
 from energymodel.errors import InputError
-from energymodel.families.module_names import Name, Names, module_names, read_names
+from energymodel.families.module_names import (
+    Name,
+    Names,
+    check_tries,
+    module_names,
+    read_names,
+)
 from energymodel.families.parts import shared
-from energymodel.fields import Fields
+from energymodel.fields import MAX_LAYERS, Fields
 from energymodel.model import LayerSpec, ModelSpec, Stack
 from energymodel.weights import Role
 
 Patterns = Sequence[object]
+
+# Checkpoints have a handful. What names modules is looked up for each layer.
+_MOST_GROUPS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +111,13 @@ def _narrowed(stack: Stack, scheme: Scheme, where: str, first: int = 0) -> Stack
             (None if p is None else read_names(p, in_group, layers), s) for p, s in scheme.groups
         ),
     )
+    lists = [rules.kept, *(names for names, _ in rules.groups if names is not None)]
+    check_tries(sum(names.tries for names in lists), f"{where}: the lists of modules", layers)
+    if (len(lists) - 1) * layers > MAX_LAYERS:
+        raise InputError(
+            f"{where} has {len(lists) - 1} groups of modules for {layers} layers; "
+            f"at most {MAX_LAYERS // layers} are read"
+        )
     # Most layers are one object, whose names are worked out once.
     modules = {
         key: [
@@ -195,7 +211,7 @@ def _bitsandbytes(f: Fields) -> Scheme:
     if not f.flag("load_in_8bit", f.flag("_load_in_8bit", default=False)):
         return Scheme(groups=((None, "nf4"),), kept=kept)
     warning = "products of outlying activations, which bitsandbytes keeps in 16 bits, are neglected"
-    return Scheme(groups=((None, "int8"),), kept=kept, warnings=(warning,))
+    return Scheme(groups=((None, "llm_int8"),), kept=kept, warnings=(warning,))
 
 
 def _mxfp4(_: Fields) -> Scheme:
@@ -235,6 +251,11 @@ def _compressed_tensors(f: Fields) -> Scheme:
     groups = f.section("config_groups")
     if groups is None or not groups.config:
         raise InputError(f"{f.where}: field 'config_groups' is missing; it must be an object")
+    if len(groups.config) > _MOST_GROUPS:
+        raise InputError(
+            f"{f.where}: field 'config_groups' has {len(groups.config)} groups; "
+            f"it must have at most {_MOST_GROUPS}"
+        )
     found: list[tuple[Patterns | None, str]] = []
     for name in groups.config:
         group = groups.section(name)
@@ -243,6 +264,8 @@ def _compressed_tensors(f: Fields) -> Scheme:
             # A class of modules; experts are such modules each.
             everything = any(target in ("Linear", "FusedMoE") for target in targets)
             found.append((None if everything else targets, _compressed_format(group)))
+    if sum(len(targets or ()) for targets, _ in found) > MAX_LAYERS:
+        raise InputError(f"{groups.where}: all 'targets' must hold at most {MAX_LAYERS} entries")
     # A group that names modules comes before one of everything.
     found.sort(key=lambda item: item[0] is None)
     return Scheme(

@@ -10,6 +10,7 @@ from energymodel.families.parts import (
     depth,
     exaone_attentions,
     feed_forwards,
+    listed_layers,
     locally_rotated,
     model_spec,
     own_window,
@@ -81,13 +82,10 @@ def _chunked(f: Fields, rotates: list[bool]) -> list[bool]:
 
 def _routed(f: Fields) -> list[bool]:
     """Layers with experts: those in ``moe_layers``, else every ``interleave_moe_layer_step``-th."""
-    chosen, layers = f.sequence("moe_layers"), range(depth(f))
-    if chosen is None:
+    routed, layers = listed_layers(f, "moe_layers"), range(depth(f))
+    if routed is None:
         step = f.integer("interleave_moe_layer_step", 1)
         return [(i + 1) % step == 0 for i in layers]
-    if not all(isinstance(i, int) and not isinstance(i, bool) for i in chosen):
-        raise InputError(f"{f.where}: field 'moe_layers' must be a list of layer numbers")
-    routed = frozenset(chosen)
     return [i in routed for i in layers]
 
 

@@ -117,22 +117,32 @@ def language_model(f: Fields, name: str, *, default: str) -> tuple[ModelSpec, li
     Raises:
         InputError: there is no section, or one of a type that is not known.
     """
-    from energymodel.families import FAMILIES  # which this module is part of
-
     text = text_section(f)
     text_type = text.text("model_type") if text.has("model_type") else default
-    known = TEXT.get(text_type)
-    if known is None:
+    reader = section_reader(text_type)
+    if reader is None:
         raise InputError(
             f"{text.where}: field 'model_type' is '{text_type[:40]}'; "
             f"it must be one of {', '.join(sorted(TEXT))}"
         )
-    family, assumed = known
     tied = {"tie_word_embeddings": f.config.get("tie_word_embeddings")}
-    filled = with_defaults(text, {**assumed, **tied})
-    merged = Fields({**filled.config, "model_type": family}, text.where)
-    spec, warnings = FAMILIES[family](merged, name)
+    spec, warnings = reader(with_defaults(text, tied), name)
     return replace(spec, model_type=f.text("model_type")), warnings
+
+
+def section_reader(text_type: str) -> Reader | None:
+    """What reads a text section of that type, with the defaults of its class; None: not known."""
+    from energymodel.families import FAMILIES  # which this module is part of
+
+    if text_type not in TEXT:
+        return None
+    family, assumed = TEXT[text_type]
+
+    def read(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
+        filled = with_defaults(f, assumed).config
+        return FAMILIES[family](Fields({**filled, "model_type": family}, f.where), name)
+
+    return read
 
 
 def text_section(f: Fields) -> Fields:
