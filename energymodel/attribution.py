@@ -69,6 +69,16 @@ def _share(split: tuple[Floats, ...], seconds: Floats, energy_j: Floats) -> Shar
     )
 
 
+# Shares of decode below this are what rounding left of a sum to one.
+ROUNDING = 1e-12
+
+
+def _decode(part: Share) -> Floats:
+    """What is not asked for by prefill; exactly nothing in a run that only prefills."""
+    share: Floats = 1.0 - part.prefill
+    return np.where(share > ROUNDING, share, 0.0)
+
+
 def phases(
     schedule: Schedule, costs: "StepCosts", parts: Sequence[Share]
 ) -> dict[str, PhaseEnergy]:
@@ -76,10 +86,11 @@ def phases(
     weight = schedule.steps.weight
     prefill_j = sum(float((weight * part.energy_j) @ part.prefill) for part in parts)
     prefill_s = sum(float((weight * part.seconds) @ part.prefill) for part in parts)
-    total_s, total_j = float(weight @ costs.step_s), float(weight @ costs.step_j)
+    decode_j = sum(float((weight * part.energy_j) @ _decode(part)) for part in parts)
+    decode_s = sum(float((weight * part.seconds) @ _decode(part)) for part in parts)
     return {
         "prefill": PhaseEnergy(energy_j=prefill_j, duration_s=prefill_s),
-        "decode": PhaseEnergy(energy_j=total_j - prefill_j, duration_s=total_s - prefill_s),
+        "decode": PhaseEnergy(energy_j=decode_j, duration_s=decode_s),
         "idle": PhaseEnergy(energy_j=costs.submit_j, duration_s=costs.submit_s),
     }
 

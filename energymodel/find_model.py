@@ -2,9 +2,11 @@
 
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,9 +212,12 @@ def _unknown(name: str) -> str:
     near = get_close_matches(wanted, full, 3, 0.5) + get_close_matches(wanted, short, 3, 0.5)
     closest = list(dict.fromkeys((full | short)[n] for n in near))[:3]
     hint = f"the closest are {', '.join(closest)}" if closest else "`energymodel models` lists them"
+    fetches = "huggingface_hub" in sys.modules or find_spec("huggingface_hub")
+    extra = "" if fetches else " (that needs pip install 'energymodel[hf]')"
+    fetched = f"fetched{extra}" if "/" in name else "fetched"
     return (
         f"Model {_short(name)} is not in the zoo, not a config.json, and not in the local Hugging "
-        f"Face cache, nor could it be fetched; {hint}."
+        f"Face cache, nor could it be {fetched}; {hint}."
     )
 
 
