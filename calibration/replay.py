@@ -7,6 +7,7 @@ import torch
 
 from calibration.bench import Runnable
 from calibration.clock import REAL_CLOCK
+from calibration.device_time import timed
 from calibration.grid import Point
 from calibration.kernels import How, Prepared, build, launch_cost_s
 from calibration.window import Work
@@ -41,30 +42,19 @@ class Graph:
             for call in prepared.calls[:3]:
                 call()
             torch.cuda.synchronize()
-            start = torch.cuda.Event(enable_timing=True)
-            end = torch.cuda.Event(enable_timing=True)
-            timed = prepared.calls[:4]
-            start.record()
-            for call in timed:
-                call()
-            end.record()
-            torch.cuda.synchronize()
+            few = prepared.calls[:4]
+
+            def launch() -> None:
+                for call in few:
+                    call()
+
+            seconds = timed(launch)()
         torch.cuda.current_stream().wait_stream(side)
-        return max(_elapsed_s(start, end) / len(timed), 1e-6)
+        return max(seconds / len(few), 1e-6)
 
     def replay(self) -> Callable[[], float]:
         """Enqueue the graph; the returned function waits and gives its device seconds."""
-        start = torch.cuda.Event(enable_timing=True)
-        end = torch.cuda.Event(enable_timing=True, blocking=True)
-        start.record()
-        self._graph.replay()
-        end.record()
-
-        def wait() -> float:
-            end.synchronize()
-            return _elapsed_s(start, end)
-
-        return wait
+        return timed(self._graph.replay)
 
     def work(self) -> Work:
         """The graph as something that a window can measure."""
@@ -104,21 +94,13 @@ def clocks_up(pause_s: float = 2e-3) -> Work:
     scrap = torch.zeros(1024, device="cuda")
 
     def submit() -> Callable[[], float]:
-        start = torch.cuda.Event(enable_timing=True)
-        end = torch.cuda.Event(enable_timing=True, blocking=True)
-        start.record()
-        scrap.add_(1.0)
-        end.record()
+        added = timed(lambda: scrap.add_(1.0))
 
         def wait() -> float:
-            end.synchronize()
+            seconds = added()
             time.sleep(pause_s)
-            return _elapsed_s(start, end)
+            return seconds
 
         return wait
 
     return Work(submit=submit, calls_per_chunk=1)
-
-
-def _elapsed_s(start: torch.cuda.Event, end: torch.cuda.Event) -> float:
-    return float(start.elapsed_time(end)) * 1e-3

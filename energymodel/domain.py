@@ -83,7 +83,7 @@ def _assumed_warnings(model: ModelSpec) -> list[str]:
 
 
 def _kernel_warnings(model: ModelSpec, profile: Profile) -> list[str]:
-    """Kernels that no calibration saw: head sizes between the calibrated ones, packed experts."""
+    """Kernels that no calibration saw: head sizes between the calibrated ones."""
     warnings = []
     known = profile.operations["decode_attention"].sizes.get("head_dim", ())
     heads = (layer.find(SoftmaxAttention) for layer in model.layers)

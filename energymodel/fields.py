@@ -59,6 +59,14 @@ class Fields:
         """A whole number in [low, high], or None where absent."""
         return self.integer(key, low=low, high=high) if self.has(key) else None
 
+    def integer_or_null(self, key: str, default: int | None) -> int | None:
+        """As ``optional_integer``, but only an absent field means ``default``: a null means none."""
+        return self.optional_integer(key) if key in self.config else default
+
+    def number_or_null(self, key: str, default: float | None) -> float | None:
+        """As ``optional_number``, but only an absent field means ``default``: a null means none."""
+        return self.optional_number(key) if key in self.config else default
+
     def flag(self, key: str, default: bool) -> bool:
         """True or false; ``default`` where absent."""
         value = self.value(key)

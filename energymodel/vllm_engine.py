@@ -159,14 +159,6 @@ def submit_seconds(workload: Workload, engine: Mapping[str, float]) -> float:
     return engine["submit_s"] + requests + engine["submit_token_s"] * workload.input_tokens
 
 
-def kv_capacity_tokens(model: ModelSpec, deployment: Deployment, gpu: GpuSpec) -> int:
-    """Tokens that fit the KV cache of a model without recurrent layers; see ``cache_room``.
-
-    More of them do in sequences longer than a window.
-    """
-    return cache_room(model, deployment, gpu).tokens_within_windows
-
-
 def cache_room(model: ModelSpec, deployment: Deployment, gpu: GpuSpec) -> CacheRoom:
     """What fits the caches: the memory share less weights, activations and the rest.
 

@@ -16,7 +16,7 @@ from energymodel.ops import lower
 from energymodel.predict import predict
 from energymodel.prediction import Cause, PhaseCauses, Prediction
 from energymodel.serving import schedule_offline
-from energymodel.vllm_engine import kv_capacity_tokens
+from energymodel.vllm_engine import cache_room
 from energymodel.workload import Bin, Workload
 
 NAMES = ("flop", "weights", "data", "time", "gaps", "collective")
@@ -95,7 +95,7 @@ def test_weights_are_shared_by_a_pass_and_caches_are_not() -> None:
 
 def test_only_products_and_experts_have_weights() -> None:
     steps = schedule_offline(
-        one_bin(), Deployment(), kv_capacity_tokens(MOE, Deployment(), PROFILE.gpu)
+        one_bin(), Deployment(), cache_room(MOE, Deployment(), PROFILE.gpu).tokens_within_windows
     ).steps
     for op in lower(MOE, Deployment(), steps):
         if op.component == "attention":

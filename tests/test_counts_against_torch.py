@@ -1,6 +1,7 @@
 """Odd settings of the families, windows and masked attention against transformers; fvcore.
 
-What holds for every family is in ``test_families_against_torch``. FLOP are compared with ``torch.utils.flop_counter`` on tiny models on the CPU. Two conventions differ and are undone:
+What holds for every family is in ``test_families_against_torch``. FLOP are compared with
+``torch.utils.flop_counter`` on tiny models on the CPU. Two conventions differ and are undone:
 
 - torch counts attention unmasked, T x T pairs for a prompt of T; the model here counts the pairs
   that the mask lets through;
@@ -8,35 +9,21 @@ What holds for every family is in ``test_families_against_torch``. FLOP are comp
   one (an engine looks the angles up).
 """
 
-import copy
 import functools
 import itertools
-import warnings
 
 import numpy as np
 import pytest
+from family_cases import TINY
 from step_builders import prefill
 
 from energymodel.blocks import SoftmaxAttention
 from energymodel.deployment import Deployment
-from energymodel.model import ModelSpec, model_from_config
 from energymodel.ops import Op, lower
 
 torch = pytest.importorskip("torch", reason="needs torch")
-transformers = pytest.importorskip("transformers", reason="needs transformers")
+counts = pytest.importorskip("torch_counts", reason="needs transformers")
 
-# Some classes have no head_dim of their own and take hidden_size / heads, which is also 8.
-TINY = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "vocab_size": 64,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-}
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
 TINY_MODELS = {
     "llama": {"attention_bias": True, "mlp_bias": True},
@@ -62,35 +49,6 @@ def tiny(family: str, **changes: object) -> dict[str, object]:
     return {"model_type": family, **TINY, **TINY_MODELS[family], **changes}
 
 
-def spec(config: dict[str, object]) -> ModelSpec:
-    return model_from_config(config, "test")[0]
-
-
-def hf_config(config: dict[str, object]) -> "transformers.PreTrainedConfig":
-    """The configuration class filled as transformers would from the file, without quantisation."""
-    fields = copy.deepcopy({k: v for k, v in config.items() if not k.startswith("_")})
-    fields = fields.get("text_config", fields)
-    fields.pop("quantization_config", None)
-    family = fields.pop("model_type")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return transformers.AutoConfig.for_model(family, **fields)
-
-
-def build(config: dict[str, object], device: str) -> "torch.nn.Module":
-    made = hf_config(config)
-    with torch.device(device), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = transformers.AutoModelForCausalLM.from_config(
-            made, attn_implementation="eager", experts_implementation="eager"
-        )
-    return model.eval()
-
-
-def torch_params(config: dict[str, object]) -> int:
-    return sum(p.numel() for p in build(config, "meta").parameters())
-
-
 @pytest.mark.parametrize("family", TINY_MODELS)
 def test_odd_parameters_are_those_of_the_class(family: str) -> None:
     for bias, tied, kv_heads in itertools.product([False, True], [False, True], [1, 4]):
@@ -98,7 +56,7 @@ def test_odd_parameters_are_those_of_the_class(family: str) -> None:
         if family != "gpt_oss":
             changes["attention_bias"] = bias
         config = tiny(family, **changes, qk_layernorm=bias, qkv_bias=bias)
-        assert spec(config).param_count == torch_params(config), changes
+        assert counts.spec(config).param_count == counts.param_count(config), changes
 
 
 @pytest.mark.parametrize(
@@ -115,12 +73,12 @@ def test_odd_parameters_are_those_of_the_class(family: str) -> None:
     ids=lambda c: str(c["model_type"]),
 )
 def test_windows_are_those_of_the_configuration_class(config: dict[str, object]) -> None:
-    made = hf_config(config)
+    made = counts.hf_config(config)
     window = getattr(made, "sliding_window", None)
     types = getattr(made, "layer_types", None) or ["sliding_attention"] * made.num_hidden_layers
     expected = [window if kind == "sliding_attention" else None for kind in types]
     assert [
-        layer.find(SoftmaxAttention).sliding_window for layer in spec(config).layers
+        layer.find(SoftmaxAttention).sliding_window for layer in counts.spec(config).layers
     ] == expected
 
 
@@ -129,7 +87,7 @@ def counted(family: str, tokens: int) -> tuple[dict[str, int], tuple[Op, ...]]:
     """FLOP that torch sees in (everything, rotary, attention) and our operations."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = build(tiny(family), "cpu")
+    model = counts.build(tiny(family), "cpu")
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         model(torch.arange(tokens)[None] % 64, use_cache=False)
@@ -141,12 +99,12 @@ def counted(family: str, tokens: int) -> tuple[dict[str, int], tuple[Op, ...]]:
         "all": sum(by_operator.values()) - rotary,
         "attention": batched - rotary,
     }
-    return found, lower(spec(tiny(family)), Deployment(), prefill(tokens))
+    return found, lower(counts.spec(tiny(family)), Deployment(), prefill(tokens))
 
 
 def full_attention_flop(family: str, tokens: int) -> int:
     """4 x heads x head_dim x T x T in every layer: what torch counts, mask or not."""
-    layers = spec(tiny(family)).layers
+    layers = counts.spec(tiny(family)).layers
     return sum(4 * layer.find(SoftmaxAttention).q_size * tokens * tokens for layer in layers)
 
 
@@ -166,7 +124,7 @@ def test_prefill_flop_are_those_of_torch(family: str, tokens: int) -> None:
     full = full_attention_flop(family, tokens)
     assert torch_flop["attention"] == full
     assert torch_flop["all"] - full == linear
-    model = spec(tiny(family))
+    model = counts.spec(tiny(family))
     pairs = [
         layer.find(SoftmaxAttention).chunk_pairs(np.array([tokens]), np.array([0])).item()
         for layer in model.layers
@@ -184,12 +142,14 @@ def test_linear_flop_are_twice_the_multiply_adds_of_fvcore(family: str) -> None:
     class Logits(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model = build(tiny(family), "cpu")
+            self.model = counts.build(tiny(family), "cpu")
 
         def forward(self, ids: "torch.Tensor") -> "torch.Tensor":
             return self.model(ids, use_cache=False).logits
 
     analysis = nn.FlopCountAnalysis(Logits(), torch.arange(tokens)[None])
     analysis.unsupported_ops_warnings(enabled=False).uncalled_modules_warnings(enabled=False)
-    linear, _ = our_flop(lower(spec(tiny(family)), Deployment(), prefill(tokens)), head_rows=tokens)
+    linear, _ = our_flop(
+        lower(counts.spec(tiny(family)), Deployment(), prefill(tokens)), head_rows=tokens
+    )
     assert linear == 2 * analysis.by_operator()["linear"]

@@ -22,7 +22,7 @@ from energymodel.ops import Op, lower
 from energymodel.predict import predict
 from energymodel.profile import load
 from energymodel.steps import Steps
-from energymodel.vllm_engine import engine_time, kv_capacity_tokens
+from energymodel.vllm_engine import cache_room, engine_time
 from energymodel.vllm_memory import BOUNDLESS_TOKENS
 from energymodel.workload import Bin, Workload
 
@@ -151,13 +151,14 @@ def test_a_window_reaches_half_of_it_to_either_side(tokens: int, window: int) ->
 def test_nothing_is_cached_by_an_encoder() -> None:
     model = spec(BERT)
     assert model.kv_bytes_per_token() == 0
-    assert kv_capacity_tokens(model, Deployment(), hardware.load("h200")) == BOUNDLESS_TOKENS
+    room = cache_room(model, Deployment(), hardware.load("h200"))
+    assert room.tokens_within_windows == BOUNDLESS_TOKENS
 
 
 def test_an_encoder_that_does_not_fit_is_refused() -> None:
     wide = spec(BERT, hidden_size=120_000, intermediate_size=480_000, num_attention_heads=1000)
     with pytest.raises(InputError, match="does not fit one"):
-        kv_capacity_tokens(wide, Deployment(), hardware.load("h200"))
+        cache_room(wide, Deployment(), hardware.load("h200"))
 
 
 def test_scores_of_position_are_there_for_every_token_and_distance() -> None:
@@ -228,7 +229,7 @@ def test_the_caches_of_a_t5() -> None:
     model = spec(T5)
     assert model.kv_bytes_per_token() == 12 * 2 * 768 * 2
     assert model.cross_bytes_per_token() == 12 * 2 * 768 * 2
-    capacity = kv_capacity_tokens(model, Deployment(), hardware.load("h200"))
+    capacity = cache_room(model, Deployment(), hardware.load("h200")).tokens_within_windows
     assert 0 < capacity < 0.9 * hardware.load("h200").hbm_bytes / (12 * 2 * 768 * 2)
 
 

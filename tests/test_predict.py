@@ -22,7 +22,7 @@ from energymodel.predict import predict
 from energymodel.prediction import Prediction
 from energymodel.profile import Estimate, MemoryKind, Profile
 from energymodel.serving import schedule_offline
-from energymodel.vllm_engine import kv_capacity_tokens
+from energymodel.vllm_engine import cache_room
 from energymodel.workload import Bin, Workload
 
 PROFILE = profiles.load("h200")
@@ -137,7 +137,7 @@ def test_every_number_is_possible(name: str, workload: Workload, deployment: Dep
 def test_components_are_those_of_the_operations(model: ModelSpec) -> None:
     workload = one_bin()
     p = run(model, workload)
-    capacity = kv_capacity_tokens(model, Deployment(), PROFILE.gpu)
+    capacity = cache_room(model, Deployment(), PROFILE.gpu).tokens_within_windows
     steps = schedule_offline(workload, Deployment(), capacity).steps
     for name in ("flop", "hbm_bytes"):
         expected: dict[str, float] = {"overhead": 0.0, "idle": 0.0}

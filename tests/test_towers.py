@@ -19,7 +19,7 @@ from energymodel.predict import predict
 from energymodel.profile import load
 from energymodel.reading import media_tokens, served_workload
 from energymodel.towers import TOWERS, layers_run
-from energymodel.vllm_engine import kv_capacity_tokens
+from energymodel.vllm_engine import cache_room
 from energymodel.workload import Bin, Workload
 
 # One chunk of images of 16 tokens each, 5 tokens of text behind them.
@@ -220,8 +220,8 @@ def test_more_and_larger_images_cost_more() -> None:
 
 def test_towers_take_memory() -> None:
     gpu = load_gpu("h200")
-    with_tower = kv_capacity_tokens(QWEN, Deployment(), gpu)
-    without = kv_capacity_tokens(replace(QWEN, towers=()), Deployment(), gpu)
+    with_tower = cache_room(QWEN, Deployment(), gpu).tokens_within_windows
+    without = cache_room(replace(QWEN, towers=()), Deployment(), gpu).tokens_within_windows
     tower_bytes = 2 * (QWEN.param_count - replace(QWEN, towers=()).param_count)
     assert (without - with_tower) * QWEN.kv_bytes_per_token() > tower_bytes
 

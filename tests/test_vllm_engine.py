@@ -15,8 +15,8 @@ from energymodel.model import ModelSpec
 from energymodel.profile import Estimate, Profile
 from energymodel.steps import Steps
 from energymodel.vllm_engine import (
+    cache_room,
     engine_time,
-    kv_capacity_tokens,
     largest_graph,
     padded,
     submit_seconds,
@@ -149,7 +149,7 @@ def test_shipped_times_are_short_and_not_negative(model: ModelSpec) -> None:
 
 
 def test_the_cache_fills_what_weights_leave() -> None:
-    tokens = kv_capacity_tokens(DENSE, DEFAULT, H200)
+    tokens = cache_room(DENSE, DEFAULT, H200).tokens_within_windows
     per_token = DENSE.kv_bytes_per_token(dtype="bfloat16")
     weights = DENSE.weight_bytes(dtype="bfloat16", quantization=None)
     left = 0.9 * H200.hbm_bytes - weights
@@ -161,7 +161,7 @@ def test_the_cache_fills_what_weights_leave() -> None:
 def test_more_memory_holds_more_tokens() -> None:
     shares = [0.3, 0.5, 0.7, 0.9, 0.95]
     tokens = [
-        kv_capacity_tokens(DENSE, Deployment(gpu_memory_utilization=share), H200)
+        cache_room(DENSE, Deployment(gpu_memory_utilization=share), H200).tokens_within_windows
         for share in shares
     ]
     assert tokens == sorted(set(tokens))
@@ -172,19 +172,19 @@ def test_more_memory_holds_more_tokens() -> None:
 
 
 def test_smaller_values_and_larger_steps_change_the_cache() -> None:
-    tokens = kv_capacity_tokens(DENSE, DEFAULT, H200)
-    narrow = kv_capacity_tokens(DENSE, Deployment(kv_cache_dtype="fp8"), H200)
+    tokens = cache_room(DENSE, DEFAULT, H200).tokens_within_windows
+    narrow = cache_room(DENSE, Deployment(kv_cache_dtype="fp8"), H200).tokens_within_windows
     assert narrow == pytest.approx(2 * tokens, abs=2)
-    wide = kv_capacity_tokens(DENSE, Deployment(max_num_batched_tokens=65536), H200)
+    wide = cache_room(DENSE, Deployment(max_num_batched_tokens=65536), H200).tokens_within_windows
     assert wide < tokens
 
 
 @pytest.mark.parametrize("name", ["Llama-3.1-405B-Instruct", "Qwen3-235B-A22B-Instruct-2507"])
 def test_a_model_that_does_not_fit_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=f"{name}' does not fit one NVIDIA H200.*GB usable"):
-        kv_capacity_tokens(find_model(name)[0], DEFAULT, H200)
+        cache_room(find_model(name)[0], DEFAULT, H200)
 
 
 def test_a_model_fits_a_larger_share_of_the_memory() -> None:
     with pytest.raises(InputError, match=r"gpu_memory_utilization .0\.05"):
-        kv_capacity_tokens(DENSE, Deployment(gpu_memory_utilization=0.05), H200)
+        cache_room(DENSE, Deployment(gpu_memory_utilization=0.05), H200)

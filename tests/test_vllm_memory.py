@@ -12,7 +12,7 @@ from energymodel.predict import predict
 from energymodel.profile import load
 from energymodel.sequence_blocks import TokenGroups
 from energymodel.serving import schedule_offline
-from energymodel.vllm_engine import cache_room, kv_capacity_tokens
+from energymodel.vllm_engine import cache_room
 from energymodel.vllm_memory import BOUNDLESS_TOKENS, CacheLayout, cache_layout, room_in
 from energymodel.workload import Bin, Workload
 
@@ -149,7 +149,7 @@ def test_states_alone_bound_the_sequences_and_not_the_tokens() -> None:
     assert (left.sequences, left.tokens, left.state_blocks) == (10, BOUNDLESS_TOKENS, 0)
     assert room.limits(Deployment(max_num_seqs=8)).max_num_seqs == 8
     assert left.limits(Deployment(max_num_seqs=256)).max_num_seqs == 10
-    assert kv_capacity_tokens(model, Deployment(), H200) == BOUNDLESS_TOKENS
+    assert cache_room(model, Deployment(), H200).tokens_within_windows == BOUNDLESS_TOKENS
 
 
 @pytest.mark.parametrize("config", [MAMBA, NEMOTRON])

@@ -10,7 +10,7 @@ from energymodel.find_model import find_model
 from energymodel.model import model_from_config
 from energymodel.sequence_blocks import BlockGrowth, SequenceBlocks, TokenGroups
 from energymodel.serving import schedule_offline
-from energymodel.vllm_engine import cache_room, kv_capacity_tokens
+from energymodel.vllm_engine import cache_room
 from energymodel.vllm_memory import CacheLayout, cache_layout
 from energymodel.workload import Bin, Workload
 
@@ -167,4 +167,4 @@ def test_windows_make_room_for_more_long_sequences() -> None:
     longer = blocks_of(*room.groups).reserved(100_000)
     # 6250 blocks of the full layers, 1088 + 1 of each of six groups with windows.
     assert longer == 6250 + 6 * 1089
-    assert kv_capacity_tokens(model, Deployment(), H200) == room.tokens // 7
+    assert cache_room(model, Deployment(), H200).tokens_within_windows == room.tokens // 7

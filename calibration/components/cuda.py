@@ -9,6 +9,7 @@ import torch
 
 from calibration.clock import REAL_CLOCK
 from calibration.components.find import Piece
+from calibration.device_time import timed
 from calibration.window import Work
 
 # Long enough that waiting for a chunk costs nothing, short against the power controller.
@@ -106,19 +107,12 @@ def _warm(call: Callable[[], Any]) -> float:
 def _work(launch: Callable[[], Any], launches: int, *, calls: int) -> Work:
     """Chunks of ``launches``, each of which makes ``calls`` calls."""
 
+    def chunk() -> None:
+        for _ in range(launches):
+            launch()
+
     def submit() -> Callable[[], float]:
-        start = torch.cuda.Event(enable_timing=True)
-        end = torch.cuda.Event(enable_timing=True, blocking=True)
         with torch.inference_mode():
-            start.record()
-            for _ in range(launches):
-                launch()
-            end.record()
-
-        def wait() -> float:
-            end.synchronize()
-            return float(start.elapsed_time(end)) * 1e-3
-
-        return wait
+            return timed(chunk)
 
     return Work(submit=submit, calls_per_chunk=launches * calls)

@@ -69,25 +69,19 @@ def _uuid(torch: Any, index: int) -> str:
 
 
 def _works(torch: Any, index: int) -> Works:
+    from calibration.device_time import timed
     from calibration.replay import clocks_up
 
     dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     a, b = (torch.randn(SIZE, SIZE, device="cuda", dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
 
-    def submit() -> Callable[[], float]:
-        start = torch.cuda.Event(enable_timing=True)
-        end = torch.cuda.Event(enable_timing=True, blocking=True)
-        start.record()
+    def products() -> None:
         for _ in range(CALLS_PER_CHUNK):
             torch.matmul(a, b, out=out)
-        end.record()
 
-        def wait() -> float:
-            end.synchronize()
-            return float(start.elapsed_time(end)) * 1e-3
-
-        return wait
+    def submit() -> Callable[[], float]:
+        return timed(products)
 
     submit()()
     return Works(
@@ -98,6 +92,8 @@ def _works(torch: Any, index: int) -> Works:
 
 
 def _stream(torch: Any, index: int, share: float) -> Stream:
+    from calibration.device_time import timed
+
     with torch.cuda.device(index):
         source = torch.ones(COPY_BYTES, device="cuda", dtype=torch.uint8)
         target = torch.empty_like(source)
@@ -105,19 +101,17 @@ def _stream(torch: Any, index: int, share: float) -> Stream:
     chunks = [0]
     waiting_s = [0.0]
 
-    def submit() -> Callable[[], float]:
-        start = torch.cuda.Event(enable_timing=True)
-        end = torch.cuda.Event(enable_timing=True, blocking=True)
-        start.record()
+    def copies() -> None:
         for _ in range(COPIES_PER_CHUNK):
             target.copy_(source)
-        end.record()
+
+    def submit() -> Callable[[], float]:
+        copied = timed(copies)
         if waiting_s[0] > 0:
             torch.cuda._sleep(int(waiting_s[0] * hertz))
 
         def wait() -> float:
-            end.synchronize()
-            busy_s = float(start.elapsed_time(end)) * 1e-3
+            busy_s = copied()
             chunks[0] += 1
             waiting_s[0] = busy_s * (1.0 / share - 1.0)
             return busy_s

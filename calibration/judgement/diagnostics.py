@@ -81,7 +81,7 @@ def diagnose(w: Windows, energy: Energy, exponent: float) -> Diagnostics:
     names = tuple(CORE[i] for i in active)
     if len(target) < len(active) + LEAST_FREE or not active:
         return _nothing(names, len(target))
-    rows = [o for o, c in zip(w.table.observations, w.chosen, strict=True) if c]
+    rows = w.rows
     rows = [o for o, k in zip(rows, keep, strict=True) if k]
     columns = _unit_columns(design[:, active])
     directions, singular, _ = np.linalg.svd(columns, full_matrices=False)

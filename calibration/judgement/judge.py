@@ -75,7 +75,7 @@ def window_features(w: Windows, predicted_j: Array, keep: NDArray[np.bool_]) -> 
     Power is that of the prediction over the measured time: measured power holds the residual
     itself and would explain it.
     """
-    rows = [o for o, c in zip(w.table.observations, w.chosen, strict=True) if c]
+    rows = w.rows
     known = shape_features(w.table, w.chosen)
     known |= {
         "relative clock": w.clock,

@@ -45,7 +45,7 @@ def memory_rows(windows: Mapping[str, Windows]) -> dict[str, tuple[Array, Array]
     """By kind: (bytes per second, measured watts of the memory) of the sustained windows."""
     found = {}
     for kind, w in windows.items():
-        rows = [o for o, c in zip(w.table.observations, w.chosen, strict=True) if c]
+        rows = w.rows
         watts = np.array([o.memory_power_w or np.nan for o in rows])
         keep = (w.duty >= 1.0) & np.isfinite(watts)
         if keep.any():

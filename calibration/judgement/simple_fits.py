@@ -62,7 +62,7 @@ def errors(relative: Array) -> Errors | None:
 def sustained(w: Windows, spec: GpuSpec) -> Sustained:
     """The sustained windows of a kind."""
     keep = w.duty >= 1.0
-    rows = [o for o, c in zip(w.table.observations, w.chosen, strict=True) if c]
+    rows = w.rows
     peak = np.array([_peak(o.dtype, spec) for o in rows])
     return Sustained(
         gross_j=w.gross_j[keep],

@@ -47,7 +47,7 @@ def _window_plots(own: Mapping[str, NameFit]) -> dict[str, tuple[Series, ...]]:
     energy, by_rows, by_clock = [], [], []
     for name, f in own.items():
         w, held = f.windows, np.isfinite(f.held_out_j)
-        observed = [o for o, c in zip(f.table.observations, w.chosen, strict=True) if c]
+        observed = w.rows
         rows = np.array([_rows(o) for o in observed])
         clock_ghz = np.array([o.sm_clock_hz or np.nan for o in observed]) / 1e9
         predicted = w.gross_j * np.exp(-f.held_out_j)

@@ -7,7 +7,7 @@ A block is a frozen dataclass that knows its own parameters, cache and calls:
 - ``state_bytes(element_bytes)``: what a sequence keeps in one layer however long it is;
 - ``operations(ctx)``: the calls of a step, between the normalisations of the layer.
 
-To add a kind, write its file and enter it here.
+What a kind has none of comes from ``nothing``. To add a kind, write its file and enter it here.
 """
 
 from energymodel.blocks.altup import AltUp, Laurel

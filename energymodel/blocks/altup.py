@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from energymodel.blocks.nothing import CachesNothing, KeepsNothing
 from energymodel.op_kinds import Context, Op, elementwise, linear, normalise
 from energymodel.weights import Weight, matrix, vector
 
@@ -9,7 +10,7 @@ COMPONENT = "altup"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AltUp:
+class AltUp(CachesNothing, KeepsNothing):
     """``inputs`` copies of the hidden state, of which a layer computes on one.
 
     The others are predicted before the layer, as sums of all copies whose coefficients come from
@@ -26,14 +27,6 @@ class AltUp:
             vector("altup_coefficients", n * n * n + n * n),
             vector("altup_norms", 2 * hidden_size),
         )
-
-    def kv_bytes_per_token(self, element_bytes: float) -> float:
-        """Nothing is cached."""
-        return 0.0 * element_bytes
-
-    def state_bytes(self, element_bytes: float) -> float:
-        """Nothing is kept."""
-        return 0.0 * element_bytes
 
     def operations(self, ctx: Context) -> list[Op]:
         """Prediction before the blocks of the layer, correction behind them."""
@@ -66,7 +59,7 @@ class AltUp:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Laurel:
+class Laurel(CachesNothing, KeepsNothing):
     """A product of low ``rank`` beside the attention, normalised and added to its input."""
 
     rank: int
@@ -78,14 +71,6 @@ class Laurel:
             *matrix("laurel_right", hidden_size, self.rank),
             vector("laurel_norm", hidden_size),
         )
-
-    def kv_bytes_per_token(self, element_bytes: float) -> float:
-        """Nothing is cached."""
-        return 0.0 * element_bytes
-
-    def state_bytes(self, element_bytes: float) -> float:
-        """Nothing is kept."""
-        return 0.0 * element_bytes
 
     def operations(self, ctx: Context) -> list[Op]:
         """Down, up, norm, and two sums."""

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 from energymodel.blocks.feed_forward import Mlp, Moe
+from energymodel.blocks.nothing import CachesNothing, KeepsNothing
 from energymodel.op_kinds import Context, Op, elementwise, normalise
 from energymodel.weights import Weight, vector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BesideExperts:
+class BesideExperts(CachesNothing, KeepsNothing):
     """``mlp`` reads what the layer normalised, ``experts`` the hidden state, normalised apart.
 
     The router reads the hidden state, normalised and scaled. Both results are normalised, then
@@ -30,14 +31,6 @@ class BesideExperts:
             *self.experts.weights(hidden_size),
             vector("beside_norms", 3 * norm_vectors * hidden_size + hidden_size),
         )
-
-    def kv_bytes_per_token(self, element_bytes: float) -> float:
-        """Nothing is cached."""
-        return 0.0 * element_bytes
-
-    def state_bytes(self, element_bytes: float) -> float:
-        """Nothing is kept."""
-        return 0.0 * element_bytes
 
     def operations(self, ctx: Context) -> list[Op]:
         """Dense block, experts, their norms and sum."""

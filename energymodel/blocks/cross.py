@@ -4,13 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from energymodel.blocks.nothing import KeepsNothing
 from energymodel.blocks.softmax import QkNorm, SoftmaxAttention, decode_attention, prefill_attention
 from energymodel.op_kinds import Context, Op, elementwise, linear, normalise
 from energymodel.weights import Weight, matrix, vector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CrossAttention:
+class CrossAttention(KeepsNothing):
     """Keys and values of ``source_size`` wide inputs are computed once a request and cached.
 
     The inputs are the prompt as the encoder leaves it, or the images as the vision tower leaves
@@ -54,10 +55,6 @@ class CrossAttention:
     def kv_bytes_per_token(self, element_bytes: float) -> float:
         """Bytes that one source token takes in the cache of one layer."""
         return self.softmax.kv_bytes_per_token(element_bytes)
-
-    def state_bytes(self, element_bytes: float) -> float:
-        """Bytes that a sequence takes however long it is: none."""
-        return 0.0 * element_bytes
 
     def operations(self, ctx: Context) -> list[Op]:
         """Queries of new tokens; keys and values of the source of each answer that begins."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from energymodel.blocks.nothing import CachesNothing
 from energymodel.blocks.recurrence import (
     MIXING,
     PROJECTIONS,
@@ -14,7 +15,7 @@ from energymodel.weights import Weight, matrix, vector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GatedDelta:
+class GatedDelta(CachesNothing):
     """Gated delta rule (arXiv 2412.06464): a state of key x value dimensions for each value head.
 
     Heads of keys and queries are shared by value heads. ``channel_decay``: each channel of a key
@@ -55,10 +56,6 @@ class GatedDelta:
             vector("A_log", self.gate_size),
             vector("gated_norm", self.value_dim),
         )
-
-    def kv_bytes_per_token(self, element_bytes: float) -> float:
-        """Nothing grows with the tokens."""
-        return 0.0 * element_bytes
 
     def state_bytes(self, element_bytes: float) -> float:
         """Bytes of the states of a sequence: of the convolution, and of the recurrence."""
@@ -113,7 +110,7 @@ class GatedDelta:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LightningAttention:
+class LightningAttention(CachesNothing):
     """Linear attention with a fixed decay for each head (MiniMax-01, arXiv 2501.08313)."""
 
     num_heads: int
@@ -132,10 +129,6 @@ class LightningAttention:
             *matrix("out_proj", hidden_size, self.size),
             vector("attention_norm", self.size),
         )
-
-    def kv_bytes_per_token(self, element_bytes: float) -> float:
-        """Nothing grows with the tokens."""
-        return 0.0 * element_bytes
 
     def state_bytes(self, element_bytes: float) -> float:
         """Bytes of the state of a sequence: key x value dimensions for each head."""

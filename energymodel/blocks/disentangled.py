@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from energymodel.blocks.nothing import CachesNothing, KeepsNothing
 from energymodel.blocks.softmax import SoftmaxAttention
 from energymodel.op_kinds import Context, Op, elementwise, linear
 from energymodel.weights import Weight, matrix
@@ -12,7 +13,7 @@ NAME = "disentangled attention"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DisentangledAttention:
+class DisentangledAttention(CachesNothing, KeepsNothing):
     """Attention whose scores also have terms of queries or keys with embeddings of distances.
 
     Scores of query i and key j are q_i k_j + q_i K(i-j) + k_j Q(j-i), arXiv 2006.03654 equation 4,
@@ -44,14 +45,6 @@ class DisentangledAttention:
         size = self.softmax.q_size
         terms = (matrix(name, size, hidden_size, bias=True) for name in self.terms)
         return (*content, *(w for term in terms for w in term))
-
-    def kv_bytes_per_token(self, element_bytes: float) -> float:
-        """Nothing is cached: it is found in encoders only."""
-        return 0.0 * element_bytes
-
-    def state_bytes(self, element_bytes: float) -> float:
-        """Nothing is kept."""
-        return 0.0 * element_bytes
 
     def operations(self, ctx: Context) -> list[Op]:
         """The attention, and before it the scores of position, which it then reads."""

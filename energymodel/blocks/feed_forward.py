@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from energymodel.blocks.nothing import CachesNothing, KeepsNothing
 from energymodel.dtypes import DTYPE_BYTES, arithmetic, input_bytes
 from energymodel.op_kinds import Context, Op, elementwise, linear, quantise
 from energymodel.weights import Weight, matrix, vector
@@ -13,7 +14,7 @@ EXPERTS = "experts"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mlp:
+class Mlp(CachesNothing, KeepsNothing):
     """Dense feed-forward block; ``gated`` has a gate beside the up projection (SwiGLU, GeGLU).
 
     ``down_bias``: the down projection has a bias even where the others have none (GTE).
@@ -40,14 +41,6 @@ class Mlp:
             *matrix(up, self.up_size, hidden_size, bias=self.bias, parts=parts),
             *matrix(down, hidden_size, self.intermediate_size, bias=self.bias or self.down_bias),
         )
-
-    def kv_bytes_per_token(self, element_bytes: float) -> float:
-        """Nothing is cached."""
-        return 0.0 * element_bytes
-
-    def state_bytes(self, element_bytes: float) -> float:
-        """Nothing is kept."""
-        return 0.0 * element_bytes
 
     def operations(self, ctx: Context, component: str = "mlp", prefix: str = "") -> list[Op]:
         """Up, activation, down."""
@@ -79,7 +72,7 @@ class Mlp:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Moe:
+class Moe(CachesNothing, KeepsNothing):
     """Routed experts and, in some families, one shared expert that every token visits.
 
     ``router_vectors`` are learnt values for each expert beside the router (biases of its scores).
@@ -137,14 +130,6 @@ class Moe:
             role="expert" if name == EXPERTS else "plain",
             parts=("gate_proj", "up_proj", "down_proj"),
         )
-
-    def kv_bytes_per_token(self, element_bytes: float) -> float:
-        """Nothing is cached."""
-        return 0.0 * element_bytes
-
-    def state_bytes(self, element_bytes: float) -> float:
-        """Nothing is kept."""
-        return 0.0 * element_bytes
 
     def operations(self, ctx: Context) -> list[Op]:
         """Shared expert, router, choice, routed experts."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from energymodel.blocks.nothing import CachesNothing
 from energymodel.blocks.recurrence import MIXING, PROJECTIONS, channelwise, convolution
 from energymodel.dtypes import DTYPE_BYTES
 from energymodel.op_kinds import Context, Op, elementwise, in_place, linear
@@ -11,7 +12,7 @@ GATES = ("input_gate", "recurrent_gate")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GatedRecurrence:
+class GatedRecurrence(CachesNothing):
     """A state of one float32 value for each of ``width`` channels.
 
     Its two gates are products with block-diagonal matrices of ``heads`` blocks.
@@ -32,10 +33,6 @@ class GatedRecurrence:
             vector("conv1d", (self.conv_kernel + 1) * width),
             vector("recurrent_param", width),
         )
-
-    def kv_bytes_per_token(self, element_bytes: float) -> float:
-        """Nothing grows with the tokens."""
-        return 0.0 * element_bytes
 
     def state_bytes(self, element_bytes: float) -> float:
         """Bytes of the states of a sequence: of the convolution, and of the recurrence."""

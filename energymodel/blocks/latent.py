@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from energymodel.blocks.nothing import KeepsNothing
 from energymodel.blocks.pairs import visible_pairs
 from energymodel.op_kinds import Context, Op, elementwise, in_place, linear, normalise
 from energymodel.steps import Floats
@@ -24,7 +25,7 @@ BLOCK_QUERIES, BLOCK_HEADS = 128.0, 64.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LatentAttention:
+class LatentAttention(KeepsNothing):
     """Heads of ``qk_nope_head_dim`` values without and ``qk_rope_head_dim`` with position.
 
     ``q_lora_rank``: queries pass a narrow layer of that width, too (None: they do not). ``bias``:
@@ -92,10 +93,6 @@ class LatentAttention:
     def kv_bytes_per_token(self, element_bytes: float) -> float:
         """Bytes that one token adds to the cache of one layer, whatever the number of heads."""
         return self.latent_size * element_bytes
-
-    def state_bytes(self, element_bytes: float) -> float:
-        """Bytes that a sequence takes however long it is: none."""
-        return 0.0 * element_bytes
 
     def operations(self, ctx: Context) -> list[Op]:
         """Projections down and up, rotary, cache, prompts expanded, decoding absorbed, output."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from energymodel.blocks.nothing import CachesNothing
 from energymodel.blocks.recurrence import (
     MIXING,
     PROJECTIONS,
@@ -18,7 +19,7 @@ HEAD_DIM = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mamba2:
+class Mamba2(CachesNothing):
     """A state of ``num_heads`` x ``head_dim`` x ``state_size`` values, decayed by head.
 
     ``n_groups``: sets of input and output vectors (B, C) that heads share. ``gated_norm``: the
@@ -64,10 +65,6 @@ class Mamba2:
             *([vector("gated_norm", self.inner_size)] if self.gated_norm else []),
         )
 
-    def kv_bytes_per_token(self, element_bytes: float) -> float:
-        """Nothing grows with the tokens."""
-        return 0.0 * element_bytes
-
     def state_bytes(self, element_bytes: float) -> float:
         """Bytes of the states of a sequence: of the convolution, and of the recurrence."""
         taps = (self.conv_kernel - 1) * self.conv_size
@@ -103,7 +100,7 @@ class Mamba2:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mamba:
+class Mamba(CachesNothing):
     """A state of ``intermediate_size`` x ``state_size`` values, each with a decay of its own.
 
     ``time_step_rank``: width between the two projections that give the time steps. ``heads``:
@@ -140,10 +137,6 @@ class Mamba:
             vector("A_log", inner * (self.state_size + 1)),
             *([vector("selection_norm", norms)] if norms else []),
         )
-
-    def kv_bytes_per_token(self, element_bytes: float) -> float:
-        """Nothing grows with the tokens."""
-        return 0.0 * element_bytes
 
     def state_bytes(self, element_bytes: float) -> float:
         """Bytes of the states of a sequence: of the convolution, and of the recurrence."""

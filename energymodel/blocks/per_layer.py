@@ -6,6 +6,7 @@ token; behind its other blocks a layer multiplies them in and adds the result to
 
 from dataclasses import dataclass
 
+from energymodel.blocks.nothing import CachesNothing, KeepsNothing
 from energymodel.op_kinds import Context, Op, elementwise, linear, normalise
 from energymodel.weights import Weight, matrix, table, vector
 
@@ -47,7 +48,7 @@ class PerLayerInputs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PerLayerGate:
+class PerLayerGate(CachesNothing, KeepsNothing):
     """What a layer does with its ``width`` values: gate, product, projection, norm, sum.
 
     ``streams``: copies of the hidden state that the result is added to (Gemma 3n: all but one).
@@ -63,14 +64,6 @@ class PerLayerGate:
             *matrix("per_layer_projection", hidden_size, self.width),
             vector("per_layer_norm", hidden_size),
         )
-
-    def kv_bytes_per_token(self, element_bytes: float) -> float:
-        """Nothing is cached."""
-        return 0.0 * element_bytes
-
-    def state_bytes(self, element_bytes: float) -> float:
-        """Nothing is kept."""
-        return 0.0 * element_bytes
 
     def operations(self, ctx: Context) -> list[Op]:
         """Five calls."""

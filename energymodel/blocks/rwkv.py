@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from energymodel.blocks.nothing import CachesNothing
 from energymodel.blocks.recurrence import MIXING, PROJECTIONS, channelwise
 from energymodel.dtypes import DTYPE_BYTES
 from energymodel.op_kinds import Context, Op, elementwise, in_place, linear
@@ -12,7 +13,7 @@ STATES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TimeMix:
+class TimeMix(CachesNothing):
     """A weighted mean of all values so far, with a decay for each of ``width`` channels.
 
     ``hidden_size`` is that of the stack: a sequence keeps its last input to mix with the next.
@@ -31,10 +32,6 @@ class TimeMix:
             vector("time_decay", 2 * self.width),
             vector("time_mix", 3 * hidden_size),
         )
-
-    def kv_bytes_per_token(self, element_bytes: float) -> float:
-        """Nothing grows with the tokens."""
-        return 0.0 * element_bytes
 
     def state_bytes(self, element_bytes: float) -> float:
         """Bytes of the last input, and of the running means."""
@@ -65,7 +62,7 @@ class TimeMix:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChannelMix:
+class ChannelMix(CachesNothing):
     """Feed-forward block with a gate from the input, which is mixed with the token before it."""
 
     intermediate_size: int
@@ -79,10 +76,6 @@ class ChannelMix:
             *matrix("channel_value", hidden_size, self.intermediate_size),
             vector("channel_mix", 2 * hidden_size),
         )
-
-    def kv_bytes_per_token(self, element_bytes: float) -> float:
-        """Nothing grows with the tokens."""
-        return 0.0 * element_bytes
 
     def state_bytes(self, element_bytes: float) -> float:
         """Bytes of the last input."""

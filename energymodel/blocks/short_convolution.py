@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
+from energymodel.blocks.nothing import CachesNothing
 from energymodel.blocks.recurrence import MIXING, PROJECTIONS, convolution
 from energymodel.op_kinds import Context, Op, elementwise, linear
 from energymodel.weights import Weight, matrix, vector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShortConvolution:
+class ShortConvolution(CachesNothing):
     """y = C * conv(B * x) over the last ``kernel`` tokens, as wide as the hidden state.
 
     ``width`` is the hidden size; B, C and x are projections of the input.
@@ -26,10 +27,6 @@ class ShortConvolution:
             *matrix("out_proj", hidden_size, self.width, bias=self.bias),
             vector("conv", taps * self.width),
         )
-
-    def kv_bytes_per_token(self, element_bytes: float) -> float:
-        """Nothing grows with the tokens."""
-        return 0.0 * element_bytes
 
     def state_bytes(self, element_bytes: float) -> float:
         """Bytes of the tokens that the convolution looks back to."""

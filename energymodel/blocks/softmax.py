@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from energymodel.blocks.nothing import KeepsNothing
 from energymodel.blocks.pairs import (
     band_pairs,
     blocks_up_to,
@@ -25,7 +26,7 @@ QkNorm = Literal["head", "hidden", "plain"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SoftmaxAttention:
+class SoftmaxAttention(KeepsNothing):
     """Multi-head, grouped-query or multi-query softmax attention, optionally windowed.
 
     ``sliding_window`` = W: a query sees itself and the W-1 tokens before it (None: all of them).
@@ -106,10 +107,6 @@ class SoftmaxAttention:
             *matrix("o_proj", hidden_size, self.q_size, bias=self.o_bias),
             *(v for v in vectors if v.params),
         )
-
-    def state_bytes(self, element_bytes: float) -> float:
-        """Bytes that a sequence takes however long it is: none."""
-        return 0.0 * element_bytes
 
     def kv_bytes_per_token(self, element_bytes: float) -> float:
         """Bytes that one token adds to the cache of one layer; an encoder has none."""

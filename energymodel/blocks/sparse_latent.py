@@ -16,6 +16,7 @@ from energymodel.blocks.latent import (
     LatentAttention,
     latent_attention,
 )
+from energymodel.blocks.nothing import KeepsNothing
 from energymodel.blocks.pairs import visible_pairs
 from energymodel.op_kinds import Context, Op, elementwise, in_place, linear, normalise, quantise
 from energymodel.weights import Weight, matrix, vector
@@ -25,7 +26,7 @@ INDEX_KEY_BYTES = 1.0 + 4.0 / 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SparseLatentAttention:
+class SparseLatentAttention(KeepsNothing):
     """Latent attention to at most ``index_topk`` keys.
 
     ``indexes`` is off in layers that see the keys which the layer before them picked (GLM 5).
@@ -67,10 +68,6 @@ class SparseLatentAttention:
     def kv_bytes_per_token(self, element_bytes: float) -> float:
         """Bytes that one token adds to the cache: its latent, and its key for the indexer."""
         return self.latent.kv_bytes_per_token(element_bytes) + self.index_key_bytes()
-
-    def state_bytes(self, element_bytes: float) -> float:
-        """Bytes that a sequence takes however long it is: none."""
-        return 0.0 * element_bytes
 
     def operations(self, ctx: Context) -> list[Op]:
         """Projections, the indexer, absorbed queries over the keys that it picked, output."""

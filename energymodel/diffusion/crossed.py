@@ -159,9 +159,7 @@ def _linear_attention(f: Fields, rows: Floats, dim: int, heads: int, head_dim: i
 
 
 def _sana_cross(f: Fields, x: Sizes, tokens: Floats, dim: int) -> Calls:
-    text_dim = (
-        f.optional_integer("cross_attention_dim") if "cross_attention_dim" in f.config else 2240
-    )
+    text_dim = f.integer_or_null("cross_attention_dim", 2240)
     if text_dim is None:
         return ()
     heads = f.integer("num_cross_attention_heads", 20, high=1024)

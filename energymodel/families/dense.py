@@ -24,15 +24,13 @@ from energymodel.model import ModelSpec
 
 
 def _llama(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, qkv_bias=bias, o_bias=bias)
+    attention = read_attention(f, own_bias=True)
     mlp = read_mlp(f, bias=f.flag("mlp_bias", default=False))
     return dense_model(f, name, attention, mlp), []
 
 
 def _arcee(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, qkv_bias=bias, o_bias=bias)
+    attention = read_attention(f, own_bias=True)
     mlp = read_mlp(f, gated=False, bias=f.flag("mlp_bias", default=False))
     return dense_model(f, name, attention, mlp), []
 
@@ -61,10 +59,7 @@ def _qwen2(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
 
 
 def _qwen3(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(
-        f, kv_heads=32, head_dim=128, qkv_bias=bias, o_bias=bias, qk_norm="head"
-    )
+    attention = read_attention(f, kv_heads=32, head_dim=128, own_bias=True, qk_norm="head")
     return dense_model(f, name, attention, read_mlp(f), qwen_windows(f)), []
 
 
@@ -90,8 +85,7 @@ def _seed_oss(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
 
 
 def _smollm3(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, kv_heads=4, qkv_bias=bias, o_bias=bias)
+    attention = read_attention(f, kv_heads=4, own_bias=True)
     rotates = position_layers(f)
     slides = f.flag("use_sliding_window", default=False)
     window = f.optional_integer("sliding_window") if slides else None
@@ -111,8 +105,7 @@ def _ernie(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
 
 
 def _hunyuan(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, qkv_bias=bias, o_bias=bias, qk_norm="head")
+    attention = read_attention(f, own_bias=True, qk_norm="head")
     return dense_model(f, name, attention, read_mlp(f)), []
 
 
@@ -129,8 +122,7 @@ def _helium(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
 
 
 def _apertus(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, qkv_bias=bias, o_bias=bias, qk_norm="head")
+    attention = read_attention(f, own_bias=True, qk_norm="head")
     spec = dense_model(f, name, attention, read_mlp(f, gated=False))
     if f.has("hidden_act") and f.text("hidden_act") != "xielu":
         return spec, []
@@ -147,8 +139,7 @@ def _cwm(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
 
 
 def _iquestcoder(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, kv_heads=8, head_dim=128, qkv_bias=bias, o_bias=bias)
+    attention = read_attention(f, kv_heads=8, head_dim=128, own_bias=True)
     return dense_model(f, name, attention, read_mlp(f, bias=f.flag("mlp_bias", default=False))), []
 
 

@@ -31,20 +31,17 @@ def _phi(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
 
 
 def _olmo(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = replace(read_attention(f, qkv_bias=bias, o_bias=bias), clip_qkv=f.has("clip_qkv"))
+    attention = replace(read_attention(f, own_bias=True), clip_qkv=f.has("clip_qkv"))
     return dense_model(f, name, attention, read_mlp(f), norm="plain"), []
 
 
 def _olmo2(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, qkv_bias=bias, o_bias=bias, qk_norm="hidden")
+    attention = read_attention(f, own_bias=True, qk_norm="hidden")
     return dense_model(f, name, attention, read_mlp(f), layout="post"), []
 
 
 def _olmo3(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, qkv_bias=bias, o_bias=bias, qk_norm="hidden")
+    attention = read_attention(f, own_bias=True, qk_norm="hidden")
     windows = windows_by_layer(f, own_window(f, 4096), lambda i: (i + 1) % 4 != 0)
     return dense_model(f, name, attention, read_mlp(f), windows, layout="post"), []
 
@@ -62,8 +59,7 @@ def _exaone4(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
 
 
 def _cohere(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, qkv_bias=bias, o_bias=bias)
+    attention = read_attention(f, own_bias=True)
     if f.flag("use_qk_norm", default=False):
         attention = replace(attention, qk_norm="hidden")
     return dense_model(
@@ -72,8 +68,7 @@ def _cohere(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
 
 
 def _cohere2(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, qkv_bias=bias, o_bias=bias)
+    attention = read_attention(f, own_bias=True)
     pattern = f.integer("sliding_window_pattern", 4)
     windows = windows_by_layer(f, own_window(f, 4096), lambda i: (i + 1) % pattern != 0)
     # Only the layers that slide have positions.
@@ -83,8 +78,7 @@ def _cohere2(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
 
 
 def _nemotron(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, qkv_bias=bias, o_bias=bias, rotary_factor=0.5)
+    attention = read_attention(f, own_bias=True, rotary_factor=0.5)
     mlp = read_mlp(f, gated=False, bias=f.flag("mlp_bias", default=False))
     return dense_model(f, name, attention, mlp, norm="layer"), []
 
@@ -121,8 +115,7 @@ def _jais2(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
 
 
 def _hyperclovax(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, qkv_bias=bias, o_bias=bias)
+    attention = read_attention(f, own_bias=True)
     mlp = read_mlp(f, bias=f.flag("mlp_bias", default=False))
     layout: Layout = "sandwich" if f.flag("use_post_norm", default=True) else "pre"
     return dense_model(f, name, attention, mlp, layout=layout), []

@@ -285,8 +285,7 @@ def _gte(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
 
 
 def _eurobert(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = replace(read_attention(f, qkv_bias=bias, o_bias=bias), causal=False)
+    attention = replace(read_attention(f, own_bias=True), causal=False)
     mlp = read_mlp(f, bias=f.flag("mlp_bias", default=False))
     layers = paired_layers([attention] * depth(f), [mlp] * depth(f))
     return _encoder(f, name, layers, (), final_norm="rms")

@@ -27,17 +27,15 @@ def _mixtral(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
 
 
 def _olmoe(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
     attention = replace(
-        read_attention(f, qkv_bias=bias, o_bias=bias, qk_norm="hidden"), clip_qkv=f.has("clip_qkv")
+        read_attention(f, own_bias=True, qk_norm="hidden"), clip_qkv=f.has("clip_qkv")
     )
     experts = read_moe(f, f.integer("intermediate_size"))
     return model_spec(f, name, uniform_layers(attention, experts, windows_everywhere(f, None))), []
 
 
 def _qwen3_moe(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, kv_heads=4, qkv_bias=bias, o_bias=bias, qk_norm="head")
+    attention = read_attention(f, kv_heads=4, own_bias=True, qk_norm="head")
     experts = read_moe(f, f.integer("moe_intermediate_size"))
     windows = windows_everywhere(f, switched_window(f))
     return model_spec(f, name, sparse_layers(f, attention, experts, windows)), []
@@ -56,15 +54,13 @@ def _gpt_oss(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
 
 
 def _granitemoe(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, qkv_bias=bias, o_bias=bias)
+    attention = read_attention(f, own_bias=True)
     experts = read_moe(f, f.integer("intermediate_size"))
     return model_spec(f, name, uniform_layers(attention, experts, windows_everywhere(f, None))), []
 
 
 def _flex_olmo(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, qkv_bias=bias, o_bias=bias, qk_norm="hidden")
+    attention = read_attention(f, own_bias=True, qk_norm="hidden")
     experts = read_moe(f, f.integer("intermediate_size"))
     windows = windows_everywhere(f, None)
     return model_spec(f, name, uniform_layers(attention, experts, windows, layout="post")), []
@@ -81,8 +77,7 @@ def _minimax_m2(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
 
 
 def _phimoe(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, kv_heads=8, qkv_bias=bias, o_bias=bias)
+    attention = read_attention(f, kv_heads=8, own_bias=True)
     experts = read_moe(f, f.integer("intermediate_size"))
     windows = windows_everywhere(f, f.optional_integer("sliding_window"))
     spec = model_spec(f, name, uniform_layers(attention, experts, windows, "layer"))

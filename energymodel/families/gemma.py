@@ -16,20 +16,13 @@ from energymodel.model import Layout, ModelSpec
 
 
 def _gemma(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, kv_heads=16, head_dim=256, qkv_bias=bias, o_bias=bias)
+    attention = read_attention(f, kv_heads=16, head_dim=256, own_bias=True)
     return dense_model(f, name, attention, read_mlp(f), tied=True), []
 
 
 def _gemma2(f: Fields, name: str, layout: Layout = "sandwich") -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    # A null soft-cap switches it off; only an absent one means the default of the family.
-    final = (
-        f.optional_number("final_logit_softcapping")
-        if "final_logit_softcapping" in f.config
-        else 30.0
-    )
-    attention = read_attention(f, kv_heads=4, head_dim=256, qkv_bias=bias, o_bias=bias)
+    final = f.number_or_null("final_logit_softcapping", 30.0)
+    attention = read_attention(f, kv_heads=4, head_dim=256, own_bias=True)
     windows = windows_by_layer(f, own_window(f, 4096), lambda i: i % 2 == 0)
     spec = dense_model(f, name, attention, read_mlp(f), windows, layout=layout, tied=True)
     return replace(spec, final_logit_softcapping=final), []
@@ -53,10 +46,7 @@ def _gemma3_text(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
         },
         f.where,
     )
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(
-        f, kv_heads=4, head_dim=256, qkv_bias=bias, o_bias=bias, qk_norm="head"
-    )
+    attention = read_attention(f, kv_heads=4, head_dim=256, own_bias=True, qk_norm="head")
     key = "sliding_window_pattern" if f.has("sliding_window_pattern") else "_sliding_window_pattern"
     pattern = f.integer(key, 6)
     windows = windows_by_layer(f, own_window(f, 4096), lambda i: (i + 1) % pattern != 0)

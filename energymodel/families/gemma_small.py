@@ -24,10 +24,7 @@ from energymodel.model import ModelSpec
 
 def _gemma3n(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
     layers, copies = depth(f), f.integer("altup_num_inputs", 4, high=100)
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(
-        f, kv_heads=2, head_dim=256, qkv_bias=bias, o_bias=bias, qk_norm="head"
-    )
+    attention = read_attention(f, kv_heads=2, head_dim=256, own_bias=True, qk_norm="head")
     windows = windows_by_layer(f, own_window(f, 512), lambda i: (i + 1) % 5 != 0)
     first = _first_shared(f, 15)
     attentions = [
@@ -50,11 +47,10 @@ def _gemma3n(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
     into = Projection(name="altup_projection", component="altup", n=h, k=h)
     out = Projection(name="altup_unembed_projection", component="altup", n=h, k=h)
     before: tuple[End, ...] = (_inputs(f, layers, width), *((into,) * (copies - 1)))
-    cap = f.optional_number("final_logit_softcapping")
     return replace(
         spec,
         text=replace(spec.text, before=before, after=(out,) * (copies - 1)),
-        final_logit_softcapping=cap if "final_logit_softcapping" in f.config else 30.0,
+        final_logit_softcapping=f.number_or_null("final_logit_softcapping", 30.0),
     ), []
 
 
@@ -121,8 +117,7 @@ def _wide_globally(f: Fields, windows: Windows, first_shared: int) -> list[Block
     Where ``attention_k_eq_v`` is set, their values are their keys, with a number of heads of their
     own.
     """
-    bias = f.flag("attention_bias", default=False)
-    local = read_attention(f, kv_heads=4, head_dim=256, qkv_bias=bias, o_bias=bias, qk_norm="head")
+    local = read_attention(f, kv_heads=4, head_dim=256, own_bias=True, qk_norm="head")
     local = replace(local, v_norm=True)
     size = f.integer("global_head_dim", 512, high=100_000)
     same, groups = f.flag("attention_k_eq_v", default=False), local.num_key_value_heads

@@ -34,8 +34,7 @@ PATTERN: Mapping[str, str] = {"M": RECURRENT, "*": FULL, "-": "mlp", "E": "moe"}
 
 
 def _bamba(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, kv_heads=8, qkv_bias=bias, o_bias=bias, rotary_factor=0.5)
+    attention = read_attention(f, kv_heads=8, own_bias=True, rotary_factor=0.5)
     where = listed_layers(f, "attn_layer_indices") or ()
     mixers: dict[str, Block] = {FULL: attention, RECURRENT: read_mamba2(f, inner=expanded(f))}
     kinds = [FULL if i in where else RECURRENT for i in range(depth(f))]
@@ -44,8 +43,7 @@ def _bamba(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
 
 
 def _granite(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, qkv_bias=bias, o_bias=bias)
+    attention = read_attention(f, own_bias=True)
     if f.value("position_embedding_type") != "rope":
         attention = replace(attention, rotary_dim=0)
     mixers: dict[str, Block] = {FULL: attention, RECURRENT: read_mamba2(f, inner=expanded(f))}
@@ -58,8 +56,7 @@ def _granite(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
 
 
 def _falcon_h1(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, kv_heads=8, qkv_bias=bias, o_bias=bias)
+    attention = read_attention(f, kv_heads=8, own_bias=True)
     # A null width of the state-space part is that of the expansion; an absent one is the default.
     absent = expanded(f) if "mamba_d_ssm" in f.config else 1024
     inner = f.integer("mamba_d_ssm", absent)

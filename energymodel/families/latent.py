@@ -33,10 +33,9 @@ def read_latent(
     A null ``q_lora_rank`` means that queries are projected at once; only an absent one means the
     default.
     """
-    given = "q_lora_rank" in f.config
     return LatentAttention(
         num_attention_heads=f.integer("num_attention_heads", high=100_000),
-        q_lora_rank=f.optional_integer("q_lora_rank") if given else q_rank,
+        q_lora_rank=f.integer_or_null("q_lora_rank", q_rank),
         kv_lora_rank=f.integer("kv_lora_rank", kv_rank),
         qk_nope_head_dim=f.integer("qk_nope_head_dim", nope, high=100_000),
         qk_rope_head_dim=f.integer("qk_rope_head_dim", rope, high=100_000),

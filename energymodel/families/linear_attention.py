@@ -137,8 +137,7 @@ def _kimi_linear(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
 
 
 def _olmo_hybrid(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, qkv_bias=bias, o_bias=bias, qk_norm="hidden")
+    attention = read_attention(f, own_bias=True, qk_norm="hidden")
     if not f.has("rope_parameters"):
         attention = replace(attention, rotary_dim=0)
     heads, mlp = attention.num_attention_heads, read_mlp(f)

@@ -22,6 +22,7 @@ def read_attention(
     *,
     kv_heads: int | None = None,
     head_dim: int | None = None,
+    own_bias: bool = False,
     qkv_bias: bool = False,
     o_bias: bool = False,
     qk_norm: QkNorm | None = None,
@@ -32,7 +33,10 @@ def read_attention(
 
     Without a default of its own a family has as many KV heads as heads, and splits the hidden size
     evenly over the heads. One that is not ``grouped`` always has as many, whatever the file says.
+    ``own_bias``: the file's ``attention_bias`` says of all four projections whether they have one.
     """
+    if own_bias:
+        qkv_bias = o_bias = f.flag("attention_bias", default=False)
     heads = f.integer("num_attention_heads", high=100_000)
     groups = heads
     if grouped:
@@ -130,7 +134,7 @@ def listed_layers(f: Fields, key: str) -> frozenset[object] | None:
 
 def own_window(f: Fields, default: int) -> int | None:
     """``sliding_window``: a null switches it off, only an absent field means the default."""
-    return f.optional_integer("sliding_window") if "sliding_window" in f.config else default
+    return f.integer_or_null("sliding_window", default)
 
 
 def switched_window(f: Fields) -> int | None:

@@ -96,8 +96,7 @@ def _recurrent_gemma(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
         LayerSpec(blocks=(mixers[str(pattern[i % len(pattern)])], mlp)) for i in range(depth(f))
     )
     spec = model_spec(f, name, layers, tied=True)
-    cap = f.optional_number("logits_soft_cap")
-    softcap = 30.0 if "logits_soft_cap" not in f.config else cap
+    softcap = f.number_or_null("logits_soft_cap", 30.0)
     return replace(spec, final_logit_softcapping=softcap), []
 
 

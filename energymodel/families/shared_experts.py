@@ -42,8 +42,7 @@ def _qwen2_moe(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
 
 
 def _llama4(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, kv_heads=8, head_dim=128, qkv_bias=bias, o_bias=bias)
+    attention = read_attention(f, kv_heads=8, head_dim=128, own_bias=True)
     # Layers with positions normalise queries and keys.
     rotated = replace(attention, qk_norm="plain") if f.flag("use_qk_norm", True) else attention
     unrotated = replace(attention, rotary_dim=0)
@@ -62,8 +61,7 @@ def _llama4(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
 
 def _chunk_size(f: Fields) -> int | None:
     """Tokens of a piece that attention stays in; a null switches it off."""
-    given = "attention_chunk_size" in f.config
-    return f.optional_integer("attention_chunk_size") if given else 8192
+    return f.integer_or_null("attention_chunk_size", 8192)
 
 
 def _chunked(f: Fields, rotates: list[bool]) -> list[bool]:
@@ -112,8 +110,7 @@ def _solar(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
 
 def _dots1(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
     f = _deepseek_names(f)
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, kv_heads=32, qkv_bias=bias, o_bias=bias, qk_norm="head")
+    attention = read_attention(f, kv_heads=32, own_bias=True, qk_norm="head")
     last = f.integer("max_window_layers", 62, low=0)
     windows = windows_by_layer(f, own_window(f, 4096), lambda i: i >= last)
     first = f.integer("first_k_dense_replace", 0, low=0)
@@ -208,8 +205,7 @@ def _ernie_moe(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
 
 
 def _hunyuan_moe(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, qkv_bias=bias, o_bias=bias, qk_norm="head")
+    attention = read_attention(f, own_bias=True, qk_norm="head")
     choices = _choices(f)
     inner = f.integer("intermediate_size")
     experts = {
@@ -234,8 +230,7 @@ def _choices(f: Fields) -> list[int]:
 
 
 def _granitemoeshared(f: Fields, name: str) -> tuple[ModelSpec, list[str]]:
-    bias = f.flag("attention_bias", default=False)
-    attention = read_attention(f, qkv_bias=bias, o_bias=bias)
+    attention = read_attention(f, own_bias=True)
     shared = f.integer("shared_intermediate_size", 0, low=0)
     experts = read_moe(f, f.integer("intermediate_size"), shared)
     return model_spec(f, name, uniform_layers(attention, experts, windows_everywhere(f, None))), []

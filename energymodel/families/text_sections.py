@@ -47,10 +47,7 @@ TEXT: Mapping[str, tuple[str, Defaults]] = {
     ),
     "gemma": ("gemma", _sizes(256_000, 3072, 24_576, 28, 16, 16, head_dim=256)),
     "gemma2": ("gemma2", _sizes(256_000, 2304, 9216, 26, 8, 4, head_dim=256)),
-    "gemma3_text": (
-        "gemma3_text",
-        _sizes(262_208, 2304, 9216, 26, 8, 4, head_dim=256, max_position_embeddings=131_072),
-    ),
+    "gemma3_text": ("gemma3_text", {}),  # its reader fills them in
     "cohere": ("cohere", _sizes(256_000, 8192, 22_528, 40, 64, 64)),
     "cohere2": ("cohere2", _sizes(256_000, 8192, 22_528, 40, 64, 64)),
     "gpt_oss": (
