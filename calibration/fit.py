@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from calibration import observations as observation_file
 from calibration.fit_components import SHARED_ENERGY, Components, NameFit, fit_components
-from calibration.fit_engine import EngineFit, fit_engine, initial_engine, prepare
+from calibration.fit_engine import EngineFit, fit_engine, initial_engine, prepare, with_vllm
 from calibration.fit_time import full_clock
 from calibration.gpu import datasheet
 from calibration.judgement.boards import Quantity, board_spread
@@ -105,7 +105,7 @@ def fit_all(
         name=spec.name,
         gpu=spec,
         kind=kind,
-        engine=initial_engine(),
+        engines={"vllm": initial_engine()},
         operations={name: _operation(fit) for name, fit in components.names.items()},
         memory=components.memory.kinds,
         power=_power(components, [run for run, _ in measured]),
@@ -118,7 +118,7 @@ def fit_all(
     fitted = fit_engine(prepare(measured, profile), profile)
     regimes = [model.regime for _, model in measured]
     accuracy = _accuracy(fitted, regimes, seen)
-    whole = replace(profile, engine=fitted.engine, accuracy=accuracy)
+    whole = replace(with_vllm(profile, fitted.engine), accuracy=accuracy)
     return Fit(profile=whole, components=components, measured=tuple(measured), engine=fitted)
 
 

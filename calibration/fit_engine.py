@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from calibration.robust import deviations, robust_fit
 from energymodel import power
+from energymodel.engines.engine import EngineTime
+from energymodel.engines.vllm import engine_time, launches
 from energymodel.io import Run
 from energymodel.model import ModelSpec
 from energymodel.power import StepLoad
@@ -21,7 +23,6 @@ from energymodel.predict import demand, planned, with_engine
 from energymodel.profile import Estimate, Profile
 from energymodel.serving import Schedule
 from energymodel.settling import THERMAL_ROUNDS
-from energymodel.vllm_engine import EngineTime, engine_time, launches
 from energymodel.workload import Workload
 
 Array = NDArray[np.float64]
@@ -82,6 +83,11 @@ def _estimate(name: str, value: float, stderr: float) -> Estimate:
     return Estimate(value=value, stderr=stderr, unit="W" if name.endswith("_w") else "s")
 
 
+def with_vllm(profile: Profile, estimates: Mapping[str, Estimate]) -> Profile:
+    """The profile with other numbers of vLLM."""
+    return replace(profile, engines={**profile.engines, "vllm": estimates})
+
+
 def prepare(runs: Sequence[tuple[Run, ModelSpec]], profile: Profile) -> list[Case]:
     """Schedule, lower and time each run once; the fit then only adds the engine."""
     cases = []
@@ -104,7 +110,7 @@ def fit_engine(cases: Sequence[Case], profile: Profile) -> EngineFit:
         test = np.array([name == held for name in models])
         train = [c for c, out in zip(cases, test, strict=True) if not out]
         # A single model cannot be held out: its errors are then those of the fit to itself.
-        without = replace(profile, engine=_fit(train or cases, profile))
+        without = with_vllm(profile, _fit(train or cases, profile))
         tested = [c for c, out in zip(cases, test, strict=True) if out]
         duration[test], energy[test] = log_errors(stacked(tested), tested, without)
     return EngineFit(engine=_fit(cases, profile), energy_error=energy, duration_error=duration)
@@ -149,9 +155,10 @@ def log_errors(stack: Stack, cases: Sequence[Case], profile: Profile) -> tuple[A
         outside_s=np.concatenate([t.outside_s for t in times]),
         launch_s=np.concatenate([t.launch_s for t in times]),
         submit_s=0.0,
+        outside_w=profile.engines["vllm"]["outside_w"].value,
     )
     submit_s = np.array([t.submit_s for t in times])
-    load, _ = with_engine(stack.load, engine, profile.engine["outside_w"].value)
+    load, _ = with_engine(stack.load, engine)
     p = profile.power
     limit_w = np.array([c.run.deployment.power_limit_w or profile.gpu.power_limit_w for c in cases])
     cap_w, exponent = p.limit_share.value * limit_w, p.exponent.value
@@ -184,7 +191,7 @@ def _fit(cases: Sequence[Case], profile: Profile) -> dict[str, Estimate]:
         device = {
             n: _estimate(n, float(np.exp(x)), 0.0) for n, x in zip(names, log_values, strict=True)
         }
-        errors = log_errors(stack, cases, replace(profile, engine={**host, **device}))
+        errors = log_errors(stack, cases, with_vllm(profile, {**host, **device}))
         return np.concatenate([*errors, PRIOR_WEIGHT * (log_values - start)])
 
     found, covariance = robust_fit(

@@ -7,12 +7,13 @@ import numpy as np
 
 from energymodel import attribution, baselines, domain, latency, power
 from energymodel.causes import PhaseShare, by_phase, serving_shares
-from energymodel.deployment import ENGINES, LEAST_BYTE_J, MOST_BYTE_J, Deployment
+from energymodel.deployment import LEAST_BYTE_J, MOST_BYTE_J, Deployment
+from energymodel.engines import EngineTime, engine_of
 from energymodel.errors import InputError
 from energymodel.hardware import GpuSpec
 from energymodel.laws import traffic
 from energymodel.model import ModelSpec
-from energymodel.ops import Op, lower
+from energymodel.ops import Op
 from energymodel.power import StepLoad
 from energymodel.prediction import (
     BinEnergy,
@@ -24,11 +25,10 @@ from energymodel.prediction import (
 )
 from energymodel.profile import Profile
 from energymodel.reading import served_workload
-from energymodel.serving import Schedule, schedule_offline
+from energymodel.serving import Schedule
 from energymodel.settling import on_other_boards, settle
 from energymodel.steps import Floats, Steps
 from energymodel.timing import OpTime, op_times
-from energymodel.vllm_engine import EngineTime, cache_room, engine_time, padded
 from energymodel.workload import Bin, Workload
 
 INTERVAL_LEVEL = 0.9
@@ -92,22 +92,17 @@ def planned(
         InputError: the model cannot do what a bin asks for, or a request does not fit.
     """
     served = served_workload(model, workload)
-    room = cache_room(model, deployment, gpu)
-    schedule = schedule_offline(
-        served,
-        room.limits(deployment),
-        room.tokens,
-        groups=room.groups,
-        state_blocks=room.state_blocks,
-        whole_prompts=model.reads_whole,
-    )
-    return served, schedule
+    return served, engine_of(deployment).schedule(model, deployment, served, gpu)
 
 
 def check(deployment: Deployment, profile: Profile) -> None:
     """Refuse what the profile cannot answer."""
-    if deployment.engine not in ENGINES:
-        raise InputError(f"engine '{deployment.engine}' is not one of: {', '.join(ENGINES)}.")
+    engine_of(deployment)
+    if deployment.engine not in profile.engines:
+        raise InputError(
+            f"profile '{profile.name}' has no calibration of engine {deployment.engine}; it has: "
+            f"{', '.join(profile.engines)}."
+        )
     byte_j = deployment.hbm_byte_j
     if byte_j is not None and not (profile.memory and profile.memory[0].byte_j.value):
         raise InputError(
@@ -163,9 +158,10 @@ def demand(
 
     ``bins``: what is asked for, as the model sees it.
     """
+    engine = engine_of(deployment)
     prompt_tokens = np.array([b.input_tokens for b in bins], dtype=np.int64)
-    ops = lower(model, deployment, steps, prompt_tokens, bins)
-    return priced(ops, deployment, profile, lambda rows: padded(rows, deployment))
+    ops = engine.lower(model, deployment, steps, prompt_tokens, bins)
+    return priced(ops, deployment, profile, lambda rows: engine.padded(rows, deployment))
 
 
 def priced(
@@ -189,7 +185,7 @@ def priced(
     return Demand(ops=ops, times=times, core_j=core, hbm_j=hbm)
 
 
-def with_engine(load: StepLoad, engine: EngineTime, outside_w: float) -> tuple[StepLoad, Floats]:
+def with_engine(load: StepLoad, engine: EngineTime) -> tuple[StepLoad, Floats]:
     """(load with what the engine adds, seconds that the GPU waits for the host); [n_steps].
 
     A step lasts as long as the GPU's work or the host's launches, whichever is longer.
@@ -199,7 +195,7 @@ def with_engine(load: StepLoad, engine: EngineTime, outside_w: float) -> tuple[S
     whole = StepLoad(
         fixed_s=load.fixed_s + engine.outside_s + waiting_s,
         clocked_s=load.clocked_s,
-        core_j=load.core_j + outside_w * engine.outside_s,
+        core_j=load.core_j + engine.outside_w * engine.outside_s,
         hbm_j=load.hbm_j,
     )
     return whole, waiting_s
@@ -215,7 +211,7 @@ def step_costs(
     """Time and energy of every step and of every operation in it."""
     steps = schedule.steps
     wanted = demand(model, deployment, steps, profile, workload.bins)
-    engine = engine_time(model, deployment, steps, profile, workload)
+    engine = engine_of(deployment).time(model, deployment, steps, profile, workload)
     return settled(wanted, engine, steps.weight, deployment, profile)
 
 
@@ -223,8 +219,7 @@ def settled(
     wanted: Demand, engine: EngineTime, weight: Floats, deployment: Deployment, profile: Profile
 ) -> StepCosts:
     """Costs at the clock and the temperature of the run; ``weight`` is how often each step runs."""
-    outside_w = profile.engine["outside_w"].value
-    load, waiting_s = with_engine(wanted.load(), engine, outside_w)
+    load, waiting_s = with_engine(wanted.load(), engine)
     run = (load, weight, engine.submit_s, deployment, profile)
     clock, static_w = settle(*run)
     scale = clock**profile.power.exponent.value
@@ -238,7 +233,7 @@ def settled(
         cost = OpCost(op=op, seconds=seconds, energy_j=energy_j, full_clock_s=full_clock_s)
         costs.append(cost)
     overhead_s = engine.outside_s + waiting_s
-    overhead_j = static_w * overhead_s + outside_w * engine.outside_s * scale
+    overhead_j = static_w * overhead_s + engine.outside_w * engine.outside_s * scale
     return StepCosts(
         ops=tuple(costs),
         step_s=np.asarray(sum((c.seconds for c in costs), overhead_s)),

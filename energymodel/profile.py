@@ -21,11 +21,13 @@ from energymodel.kriging import Kriging
 from energymodel.laws import LAWS, PARAMETERS, REQUIRED, STREAMING_KINDS, kind_of
 
 # Names that a prediction looks up.
-ENGINE = (
-    "submit_s", "submit_request_s", "submit_token_s", "launch_graph_layer_s", "launch_layer_s",
-    "launch_experts_s", "launch_shared_expert_s", "launch_token_s", "step_s", "layer_s",
-    "sequence_s", "outside_w",
-)  # fmt: skip
+ENGINE: Mapping[str, tuple[str, ...]] = {
+    "vllm": (
+        "submit_s", "submit_request_s", "submit_token_s", "launch_graph_layer_s", "launch_layer_s",
+        "launch_experts_s", "launch_shared_expert_s", "launch_token_s", "step_s", "layer_s",
+        "sequence_s", "outside_w",
+    ),
+}  # fmt: skip
 ENERGY = ("flop_j", "weight_byte_j", "row_byte_j", "busy_w", "hbm_byte_j")
 # Firmware holds power near the limit; far above it there is no limit.
 MOST_LIMIT_SHARE = 1.2
@@ -148,9 +150,9 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """One GPU under one engine, calibrated.
+    """One GPU, calibrated, and what each engine adds to its operations.
 
-    ``operations`` are by name: a kind of ``laws.LAWS``, with a dtype behind a dot unless it is
+    ``engines`` hold the numbers of each engine, by its name. ``operations`` are by name: a kind of ``laws.LAWS``, with a dtype behind a dot unless it is
     bfloat16 (``gemm``, ``gemm.fp8``).
     """
 
@@ -158,7 +160,7 @@ class Profile:
     name: str
     gpu: GpuSpec
     kind: Kind
-    engine: Mapping[str, Estimate]
+    engines: Mapping[str, Mapping[str, Estimate]]
     operations: Mapping[str, OperationProfile]
     power: PowerProfile
     accuracy: Accuracy
@@ -255,9 +257,7 @@ def _read(path: str) -> Profile:
 
 def _problems(profile: Profile) -> Iterator[tuple[str, str]]:
     """What a prediction would stumble over: (field, what is wrong with it)."""
-    for name in ENGINE:
-        if name not in profile.engine:
-            yield f"engine.{name}", "is missing"
+    yield from _engine_problems(profile.engines)
     for regime in ("dense", "moe"):
         if regime not in profile.accuracy.energy_quantile:
             yield f"accuracy.energy_quantile.{regime}", "is missing"
@@ -272,6 +272,19 @@ def _problems(profile: Profile) -> Iterator[tuple[str, str]]:
             yield where, "is of a kind that has no law"
         else:
             yield from _operation_problems(where, operation, PARAMETERS[kind])
+
+
+def _engine_problems(
+    engines: Mapping[str, Mapping[str, Estimate]],
+) -> Iterator[tuple[str, str]]:
+    if "vllm" not in engines:
+        yield "engines.vllm", "is missing"
+    for engine, estimates in engines.items():
+        if engine not in ENGINE:
+            yield f"engines.{engine}", f"must be one of: {', '.join(ENGINE)}"
+        for name in ENGINE.get(engine, ()):
+            if name not in estimates:
+                yield f"engines.{engine}.{name}", "is missing"
 
 
 def _operation_problems(

@@ -11,12 +11,12 @@ from test_predict import MODELS as BY_NAME
 from energymodel.causes import WEIGHT_KINDS
 from energymodel.deployment import Deployment
 from energymodel.diffusion.predict import predict as predict_pipeline
+from energymodel.engines.vllm import cache_room
 from energymodel.find_model import find_any
 from energymodel.ops import lower
 from energymodel.predict import predict
 from energymodel.prediction import Cause, PhaseCauses, Prediction
 from energymodel.serving import schedule_offline
-from energymodel.vllm_engine import cache_room
 from energymodel.workload import Bin, Workload
 
 NAMES = ("flop", "weights", "data", "time", "gaps", "collective")

@@ -16,13 +16,13 @@ from energymodel import hardware
 from energymodel.blocks import SoftmaxAttention
 from energymodel.cli import cli
 from energymodel.deployment import Deployment
+from energymodel.engines.vllm import cache_room, engine_time
 from energymodel.errors import InputError
 from energymodel.model import ModelSpec, model_from_config
 from energymodel.ops import Op, lower
 from energymodel.predict import predict
 from energymodel.profile import load
 from energymodel.steps import Steps
-from energymodel.vllm_engine import cache_room, engine_time
 from energymodel.vllm_memory import BOUNDLESS_TOKENS
 from energymodel.workload import Bin, Workload
 
@@ -253,9 +253,9 @@ def test_encoder_layers_take_time_where_there_are_prompts() -> None:
     shallow, deep = (
         engine_time(spec(T5, num_layers=n), Deployment(), steps, profile, workload) for n in (1, 9)
     )
-    layer_s = profile.engine["layer_s"].value
+    layer_s = profile.engines["vllm"]["layer_s"].value
     np.testing.assert_allclose(deep.outside_s - shallow.outside_s, [8 * layer_s, 0], atol=1e-12)
-    launch_s = profile.engine["launch_layer_s"].value
+    launch_s = profile.engines["vllm"]["launch_layer_s"].value
     np.testing.assert_allclose(deep.launch_s - shallow.launch_s, [8 * launch_s, 0], atol=1e-12)
 
 

@@ -18,6 +18,7 @@ from calibration.tables import names_of, table
 from energymodel import hardware, io, laws, power
 from energymodel import profile as profiles
 from energymodel.deployment import Deployment
+from energymodel.engines.vllm import engine_time
 from energymodel.errors import InputError
 from energymodel.find_model import find_model
 from energymodel.io import Run
@@ -28,7 +29,6 @@ from energymodel.predict import predict
 from energymodel.profile import Profile
 from energymodel.serving import schedule_offline
 from energymodel.timing import clocked_seconds
-from energymodel.vllm_engine import engine_time
 from energymodel.workload import Bin, Workload
 
 LIMIT_W, MOST_HZ = 700.0, 1.98e9
@@ -373,9 +373,9 @@ def engine_truth() -> Profile:
     shipped = profiles.load("h200")
     engine = {
         name: replace(estimate, value=ENGINE.get(name, estimate.value))
-        for name, estimate in shipped.engine.items()
+        for name, estimate in shipped.engines["vllm"].items()
     }
-    return replace(shipped, engine=engine)
+    return replace(shipped, engines={"vllm": engine})
 
 
 def simulated_cases(names: Sequence[str] = RUN_MODELS) -> list[Case]:

@@ -1,18 +1,17 @@
 """What the engine is fitted to goes the way of a prediction, whatever kind of model was run."""
 
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from calibration.fit_engine import fit_engine, fit_host, log_errors, prepare, stacked
+from calibration.fit_engine import fit_engine, fit_host, log_errors, prepare, stacked, with_vllm
 from energymodel import profile as profiles
 from energymodel.deployment import Deployment
+from energymodel.engines.vllm import engine_time
 from energymodel.find_model import find_model
 from energymodel.io import Run
 from energymodel.model import ModelSpec
 from energymodel.predict import planned, predict
-from energymodel.vllm_engine import engine_time
 from energymodel.workload import Bin, Workload
 
 PROFILE = profiles.load("h200")
@@ -62,7 +61,7 @@ def test_runs_with_images_and_sound_are_fitted() -> None:
     cases = prepare([made_up("images"), made_up("sound")], PROFILE)
     assert cases[0].workload.bins[0].input_tokens > SHOWN.input_tokens
     assert cases[1].workload.bins[0].input_tokens == 1500
-    fitted = replace(PROFILE, engine={**PROFILE.engine, **fit_host(cases)})
+    fitted = with_vllm(PROFILE, {**PROFILE.engines["vllm"], **fit_host(cases)})
     for case in cases:
         deployment, steps = case.run.deployment, case.schedule.steps
         added = engine_time(case.model, deployment, steps, fitted, case.workload)

@@ -14,6 +14,7 @@ from energymodel import io
 from energymodel import profile as profiles
 from energymodel.deployment import Deployment
 from energymodel.domain import WIDER
+from energymodel.engines.vllm import cache_room
 from energymodel.errors import InputError
 from energymodel.find_model import find_model
 from energymodel.model import ModelSpec
@@ -22,7 +23,6 @@ from energymodel.predict import predict
 from energymodel.prediction import Prediction
 from energymodel.profile import Estimate, MemoryKind, Profile
 from energymodel.serving import schedule_offline
-from energymodel.vllm_engine import cache_room
 from energymodel.workload import Bin, Workload
 
 PROFILE = profiles.load("h200")

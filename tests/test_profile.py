@@ -299,7 +299,7 @@ def test_a_number_that_is_none_is_never_written() -> None:
 
 
 BROKEN = {
-    "no engine number": (without("engine", "step_s"), "engine.step_s is missing"),
+    "no engine number": (without("engines", "vllm", "step_s"), "engines.vllm.step_s is missing"),
     "no operation": (without("operations", "gemm"), "operations.gemm is missing"),
     "no law parameter": (
         without("operations", "gemm", "law", "launch_s"),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from step_builders import steps_of
 
 from energymodel.deployment import Deployment
+from energymodel.engines.vllm import cache_room
 from energymodel.errors import InputError
 from energymodel.hardware import load as load_gpu
 from energymodel.media import total
@@ -19,7 +20,6 @@ from energymodel.predict import predict
 from energymodel.profile import load
 from energymodel.reading import media_tokens, served_workload
 from energymodel.towers import TOWERS, layers_run
-from energymodel.vllm_engine import cache_room
 from energymodel.workload import Bin, Workload
 
 # One chunk of images of 16 tokens each, 5 tokens of text behind them.

@@ -9,18 +9,18 @@ from step_builders import decode, prefill, steps_of
 from energymodel import hardware
 from energymodel import profile as profiles
 from energymodel.deployment import Deployment
-from energymodel.errors import InputError
-from energymodel.find_model import find_model
-from energymodel.model import ModelSpec
-from energymodel.profile import Estimate, Profile
-from energymodel.steps import Steps
-from energymodel.vllm_engine import (
+from energymodel.engines.vllm import (
     cache_room,
     engine_time,
     largest_graph,
     padded,
     submit_seconds,
 )
+from energymodel.errors import InputError
+from energymodel.find_model import find_model
+from energymodel.model import ModelSpec
+from energymodel.profile import Estimate, Profile
+from energymodel.steps import Steps
 from energymodel.workload import Bin, Workload
 
 H200 = hardware.load("h200")
@@ -35,7 +35,7 @@ def with_engine(**values: float) -> Profile:
     profile = profiles.load("h200")
     engine = {
         name: Estimate(value=values.get(name, 0.0), stderr=0.0, unit=estimate.unit)
-        for name, estimate in profile.engine.items()
+        for name, estimate in profile.engines["vllm"].items()
     }
     return replace(profile, engine=engine)
 

@@ -6,13 +6,13 @@ import pytest
 
 from energymodel import hardware
 from energymodel.deployment import Deployment
+from energymodel.engines.vllm import cache_room
 from energymodel.errors import InputError
 from energymodel.model import ModelSpec, model_from_config
 from energymodel.predict import predict
 from energymodel.profile import load
 from energymodel.sequence_blocks import TokenGroups
 from energymodel.serving import schedule_offline
-from energymodel.vllm_engine import cache_room
 from energymodel.vllm_memory import BOUNDLESS_TOKENS, CacheLayout, cache_layout, room_in
 from energymodel.workload import Bin, Workload
 

@@ -5,12 +5,12 @@ import pytest
 
 from energymodel import hardware
 from energymodel.deployment import Deployment
+from energymodel.engines.vllm import cache_room
 from energymodel.errors import InputError
 from energymodel.find_model import find_model
 from energymodel.model import model_from_config
 from energymodel.sequence_blocks import BlockGrowth, SequenceBlocks, TokenGroups
 from energymodel.serving import schedule_offline
-from energymodel.vllm_engine import cache_room
 from energymodel.vllm_memory import CacheLayout, cache_layout
 from energymodel.workload import Bin, Workload
 

@@ -17,13 +17,14 @@ from energymodel.diffusion.passes import (
 from energymodel.diffusion.pipeline import Pipeline
 from energymodel.diffusion.requests import Requests, prompt_warnings, read_requests
 from energymodel.dtypes import DTYPE_BYTES
+from energymodel.engines.engine import EngineTime
+from energymodel.engines.vllm import NON_TORCH_BYTES
 from energymodel.errors import InputError
 from energymodel.op_kinds import Op
 from energymodel.predict import StepCosts, check, priced, settled, summary
 from energymodel.prediction import BinEnergy, PhaseEnergy, Prediction
 from energymodel.profile import Profile
 from energymodel.steps import Floats, Ints
-from energymodel.vllm_engine import NON_TORCH_BYTES, EngineTime
 from energymodel.workload import Workload
 
 ENGINE = "diffusers"
@@ -109,7 +110,7 @@ def _batch_limit(
 
 def _host(ops: tuple[Op, ...], profile: Profile) -> EngineTime:
     """Host time to launch the calls of each row, kernel by kernel from Python."""
-    call_s = profile.engine["launch_layer_s"].value / CALLS_OF_A_LAYER
+    call_s = profile.engines["vllm"]["launch_layer_s"].value / CALLS_OF_A_LAYER
     launches = np.asarray(sum(np.where(op.hbm_bytes > 0, op.count, 0) for op in ops), dtype=float)
     return EngineTime(outside_s=np.zeros_like(launches), launch_s=call_s * launches, submit_s=0.0)
 

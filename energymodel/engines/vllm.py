@@ -5,7 +5,7 @@ CUDA graphs captured at fixed sizes and are padded to the next one; larger steps
 kernel by kernel from Python. Steps that hold prompt chunks replay one graph a layer with attention
 launched in between; pure decode steps replay a single graph, whose launch is not noticed. A step
 takes the longer of the GPU's time and the host's, which works ahead of the GPU (asynchronous
-scheduling). The times themselves are measured and come from the profile's ``engine`` estimates.
+scheduling). The times themselves are measured and come from the profile's ``engines["vllm"]``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,11 +24,14 @@ from energymodel.blocks import (
 )
 from energymodel.deployment import Deployment
 from energymodel.dtypes import DTYPE_BYTES
+from energymodel.engines.engine import Engine, EngineTime
 from energymodel.errors import InputError
 from energymodel.hardware import GpuSpec
 from energymodel.media import total
 from energymodel.model import ModelSpec, Stack, cache_dtype
+from energymodel.ops import lower
 from energymodel.profile import Profile
+from energymodel.serving import Schedule, schedule_offline
 from energymodel.steps import Floats, Steps
 from energymodel.towers import Tower, layers_run
 from energymodel.vllm_memory import CacheRoom, cache_layout, room_in
@@ -40,19 +43,6 @@ USUAL = Bin(
 )
 # Memory outside torch's allocator (context, NCCL, cuBLAS workspaces), as vLLM reports it at start.
 NON_TORCH_BYTES = 1.0e9
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineTime:
-    """Per step, shape [n_steps]: GPU seconds outside the operations, and the host's launch seconds.
-
-    ``submit_s`` passes once, before the first step, while requests are taken in and the GPU has
-    nothing to do.
-    """
-
-    outside_s: Floats
-    launch_s: Floats
-    submit_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +64,23 @@ class Launches:
             + engine["launch_shared_expert_s"] * self.shared_experts
             + engine["launch_token_s"] * self.tokens
         )
+
+
+def schedule(model: ModelSpec, deployment: Deployment, served: Workload, gpu: GpuSpec) -> Schedule:
+    """The steps in which vLLM's scheduler serves requests that are all there at the start.
+
+    Raises:
+        InputError: the model does not fit the GPU, or a request does not fit the cache.
+    """
+    room = cache_room(model, deployment, gpu)
+    return schedule_offline(
+        served,
+        room.limits(deployment),
+        room.tokens,
+        groups=room.groups,
+        state_blocks=room.state_blocks,
+        whole_prompts=model.reads_whole,
+    )
 
 
 def largest_graph(deployment: Deployment) -> int:
@@ -140,7 +147,7 @@ def engine_time(
     model: ModelSpec, deployment: Deployment, steps: Steps, profile: Profile, workload: Workload
 ) -> EngineTime:
     """Time that the engine adds to each step and to the run."""
-    engine = {name: estimate.value for name, estimate in profile.engine.items()}
+    engine = {name: estimate.value for name, estimate in profile.engines["vllm"].items()}
     decodes = steps.decoding
     seqs = steps.sum_chunks(np.ones_like(steps.chunks.tokens)) + decodes
     prompts = steps.sum_chunks(steps.chunks.tokens) > 0
@@ -150,6 +157,7 @@ def engine_time(
         outside_s=engine["step_s"] + engine["layer_s"] * layers + engine["sequence_s"] * seqs,
         launch_s=launches(model, deployment, steps, workload.bins).seconds(engine),
         submit_s=submit_seconds(workload, engine),
+        outside_w=engine["outside_w"],
     )
 
 
@@ -232,3 +240,6 @@ def _block_width(block: Block, hidden_size: int) -> int:
         return 0  # attention is narrower than the feed-forward blocks of the same model
     inner = block.moe_intermediate_size
     return block.num_experts_per_tok * (2 * inner + max(inner, hidden_size))
+
+
+ENGINE = Engine(schedule=schedule, lower=lower, padded=padded, time=engine_time)
