@@ -37,7 +37,7 @@ def with_engine(**values: float) -> Profile:
         name: Estimate(value=values.get(name, 0.0), stderr=0.0, unit=estimate.unit)
         for name, estimate in profile.engines["vllm"].items()
     }
-    return replace(profile, engine=engine)
+    return replace(profile, engines={"vllm": engine})
 
 
 # --- padding --------------------------------------------------------------------------------------
