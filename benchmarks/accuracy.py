@@ -1,81 +1,127 @@
-"""How accurate are the predictions? Refits the H200 profile and writes docs/accuracy.md.
+"""How accurate are the predictions? Writes docs/accuracy.md and the table of the README.
 
     python benchmarks/accuracy.py
 
-Three kinds of evidence, from the strictest down:
+Evidence, from the strictest down:
 
-1. runs of models that no fit has seen (calibration/data/h200/held_out_runs.jsonl), predicted with
-   the shipped profile;
-2. the runs that the engine's constants were fitted on (runs.jsonl), each predicted with its model
-   left out of that fit; operation coefficients never see any whole run;
-3. single operations, each shape family left out of the fit of its law.
+1. runs of models that no fit has seen, predicted with the shipped profile;
+2. the runs that an engine's constants were fitted on, each predicted with its model left out of that
+   fit (all is refitted here); operation coefficients never see any whole run;
+3. single operations, each shape family left out of the fit of its law (from the profile).
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from accuracy_rows import (
+    DATA,
+    ROOT,
+    Row,
+    by_model,
+    by_regime,
+    cells,
+    left_out,
+    measured,
+    percent,
+    table,
+    unseen,
+    with_coverage,
+)
+
 from calibration.fit import fit_all
 from energymodel import profile as profiles
-from energymodel.find_model import find_model
-from energymodel.io import Run, read_runs
-from energymodel.model import ModelSpec
-from energymodel.predict import predict
-from energymodel.prediction import Prediction
+from energymodel.profile import Profile
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = ROOT / "calibration" / "data" / "h200"
-TARGET = ROOT / "docs" / "accuracy.md"
+TARGET, README = ROOT / "docs" / "accuracy.md", ROOT / "README.md"
+BEGIN, END = "<!-- benchmarks/accuracy.py begins -->", "<!-- benchmarks/accuracy.py ends -->"
 OUTSIDE = ("overhead", "idle")
+README_HEADS = (
+    "evidence",
+    "runs",
+    "energy: median",
+    "90th percentile",
+    "duration: median",
+    "inside the interval: energy, duration",
+    "FLOP-only: median",
+)
+# Files of runs that no fit has seen, and what they are.
+UNSEEN = (
+    ("held_out_runs", "vLLM, models that no fit has seen"),
+    ("fp8_runs", "vLLM, fp8"),
+    ("transformers_held_out_runs", "transformers, models that no fit has seen"),
+    ("parallel_runs", "vLLM on two and four GPUs"),
+)
+WHAT = {
+    "held_out_runs": """Measured after the calibration, on a board whose energy no fit has seen. Nothing
+is predicted from them; they only say, with the runs below, how wide intervals must be, and each is
+judged by an interval that its own model had no part in. The width for kernels that were not
+calibrated was chosen from the one such model here, which is left out of the totals.""",
+    "fp8_runs": """Runs with `--quantization fp8`, which no fit has seen, on boards that no fit has
+seen: only the products, experts and caches were calibrated in fp8, one by one.""",
+    "transformers_held_out_runs": """Eager, SDPA, bfloat16: nothing of these models is in any fit.""",
+    "parallel_runs": """Tensor and expert parallel; energy of all GPUs. What workers add was fitted on these
+runs, everything else was not.""",
+}
+ENGINES = {"vllm": "vLLM", "transformers": "transformers"}
 
 
 def main() -> None:
-    """Fit, predict, compare, write."""
-    fit = fit_all(DATA / "observations.jsonl", DATA / "runs.jsonl", "h200")
-    if fit.engine is None:
-        sys.exit("runs.jsonl holds no runs")
+    """Predict, refit the engines, compare, write."""
     shipped = profiles.load("h200")
-    unseen, narrow = (
-        [(run, find_model(run.model)[0]) for run in read_runs(DATA / name)]
-        for name in ("held_out_runs.jsonl", "fp8_runs.jsonl")
-    )
+    fit = fit_all(DATA / "observations.jsonl", DATA / "runs.jsonl", "h200")
+    out = {engine: left_out(*found, shipped) for engine, found in fit.engines.items()}
+    seen = {name: with_coverage(unseen(measured(name), shipped), out["vllm"]) for name, _ in UNSEEN}
+    new = [row.run for rows in seen.values() for row in rows]
+    out = {engine: [r for r in rows if r.run not in new] for engine, rows in out.items()}
+    text = "\n".join(document(shipped, seen, out)) + "\n"
+    TARGET.write_text(text, encoding="utf-8")
+    block = "\n".join([BEGIN, *readme_table(seen, out), END])
+    old = README.read_text(encoding="utf-8")
+    README.write_text(old[: old.index(BEGIN)] + block + old[old.index(END) + len(END) :], "utf-8")
+    sys.stdout.write(text)
+
+
+def document(
+    shipped: Profile, seen: Mapping[str, Sequence[Row]], out: Mapping[str, Sequence[Row]]
+) -> list[str]:
+    """docs/accuracy.md, line by line."""
     lines = [
         "# Accuracy",
         "",
         "Written by `python benchmarks/accuracy.py`; every figure follows from the committed",
         "measurements. Errors are of energy (boundary: the GPU board), absolute, relative to the",
-        "measurement, unless named otherwise. " + _software(shipped.provenance),
-        "",
-        "## Models that no fit has seen",
-        "",
-        "Measured after the calibration, on a board whose energy no fit has seen, and used for nothing",
-        "but this table; with one exception: the width of the interval for kernels that were not",
-        "calibrated was chosen from the one such model here, which is left out of the coverage.",
-        "",
-        *_table([(run, model, predict(model, run.deployment, run.workload, shipped)) for run, model in unseen]),
-        "",
-        "## fp8",
-        "",
-        "Runs with `--quantization fp8`, which no fit has seen: only the products, experts and caches",
-        "were calibrated in fp8, one by one.",
-        "",
-        *_table([(run, model, predict(model, run.deployment, run.workload, shipped)) for run, model in narrow]),
-        "",
-        "## Models left out in turn",
-        "",
-        "The runs that the engine's few constants were fitted on, each predicted with its own model",
-        "left out. The last column is FLOP-only at the datasheet's peak.",
-        "",
-        *_left_out(fit.measured, fit.engine.energy_error, fit.engine.duration_error),
+        "measurement, unless named otherwise; *inside*: share of runs inside their 90 % interval.",
+        software(shipped.provenance),
+    ]
+    for name, title in UNSEEN:
+        if seen[name]:
+            lines += ["", f"## {title}", "", WHAT[name], "", *table(by_model(seen[name]), "model")]
+            lines += ["", *table(by_regime(seen[name]), "regime")]
+    for engine, rows in out.items():
+        lines += [
+            "",
+            f"## {ENGINES[engine]}, models left out in turn",
+            "",
+            "The runs that the engine's few constants and the width of intervals were fitted on,",
+            "each predicted, and its interval made, by a fit without its model.",
+            "",
+            *table(by_model(rows), "model"),
+            "",
+            *table(by_regime(rows), "regime"),
+        ]
+    return [
+        *lines,
         "",
         "## Components against the whole",
         "",
         "Predicted energy of the measured components (all but `overhead` and `idle`) over the",
-        "measured energy of the whole run, dense models, both files.",
+        "measured energy of the whole run, dense models on vLLM.",
         "",
-        *_closure([*fit.measured, *unseen]),
+        *closure([*out["vllm"], *seen["held_out_runs"]]),
         "",
         "## Single operations",
         "",
@@ -84,98 +130,29 @@ def main() -> None:
         "| operation | time | energy (sustained) |",
         "|---|---|---|",
         *(
-            f"| {kind} | {_percent(op.time_error)} | {_percent(op.energy_error)} |"
-            for kind, op in fit.profile.operations.items()
+            f"| {kind} | {percent(op.time_error)} | {percent(op.energy_error)} |"
+            for kind, op in shipped.operations.items()
         ),
-    ]  # fmt: skip
-    TARGET.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    sys.stdout.write("\n".join(lines) + "\n")
-
-
-def _software(provenance: object) -> str:
-    facts = dict(provenance) if isinstance(provenance, dict) else {}
-    software = ", ".join(f"{k} {v}" for k, v in dict(facts.get("software", {})).items())
-    driver = ", ".join(facts.get("driver", []))
-    return f"NVIDIA H200, driver {driver}, {software}."
-
-
-def _table(rows: Sequence[tuple[Run, ModelSpec, Prediction]]) -> list[str]:
-    lines = [
-        "| model | runs | energy median | 90th percentile | bias | duration median | inside 90 % interval | FLOP-only median |",
-        "|---|---|---|---|---|---|---|---|",
     ]
-    groups: dict[str, list[tuple[Run, ModelSpec, Prediction]]] = {}
-    for row in rows:
-        groups.setdefault(row[0].model, []).append(row)
-        groups.setdefault(f"**all {row[1].regime}**", []).append(row)
-    warned = {run.model for run, _, p in rows if any("not calibrated" in w for w in p.warnings)}
-    for run, model, p in rows:
-        if run.model not in warned:
-            for name in ("all", f"all {model.regime}"):
-                row = (run, model, p)
-                groups.setdefault(f"**{name} without a kernel warning**", []).append(row)
-    for name, group in sorted(groups.items(), key=lambda item: (item[0].startswith("*"), item[0])):
-        energy = np.array([p.energy_j / run.energy_j - 1 for run, _, p in group])
-        duration = np.array([p.duration_s / run.duration_s - 1 for run, _, p in group])
-        fair = [row for row in group if row[0].model not in warned]
-        inside = [
-            p.energy_interval_j[0] <= r.energy_j <= p.energy_interval_j[1] for r, _, p in fair
-        ]
-        flop = np.array([p.flop_only.energy_j / run.energy_j - 1 for run, _, p in group])
-        mark = " (warned: another kernel)" if name in warned else ""
-        lines.append(
-            f"| {name}{mark} | {len(group)} | {_percent(np.median(abs(energy)))} | "
-            f"{_percent(np.quantile(abs(energy), 0.9))} | {np.median(energy):+.1%} | "
-            f"{_percent(np.median(abs(duration)))} | {f'{np.mean(inside):.0%}' if inside else '(chosen from it)'} | "
-            f"{_percent(np.median(abs(flop)))} |"
-        )
-    return lines
 
 
-def _left_out(
-    measured: Sequence[tuple[Run, ModelSpec]],
-    energy_error: np.ndarray[tuple[int], np.dtype[np.float64]],
-    duration_error: np.ndarray[tuple[int], np.dtype[np.float64]],
-) -> list[str]:
-    lines = [
-        "| model | runs | energy median | 90th percentile | bias | duration median | FLOP-only median |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    shipped = profiles.load("h200")
-    energy = np.exp(-energy_error) - 1
-    duration = np.exp(-duration_error) - 1
-    flop = np.array(
-        [
-            predict(m, r.deployment, r.workload, shipped).flop_only.energy_j / r.energy_j - 1
-            for r, m in measured
-        ]
-    )
-    names = np.array([run.model for run, _ in measured])
-    regimes = np.array([model.regime for _, model in measured])
-    groups = [(name, names == name) for name in sorted(set(names))]
-    groups += [(f"**all {name}**", regimes == name) for name in ("dense", "moe")]
-    lines += [
-        f"| {name} | {mask.sum()} | {_percent(np.median(abs(energy[mask])))} | "
-        f"{_percent(np.quantile(abs(energy[mask]), 0.9))} | {np.median(energy[mask]):+.1%} | "
-        f"{_percent(np.median(abs(duration[mask])))} | {_percent(np.median(abs(flop[mask])))} |"
-        for name, mask in groups
-    ]
-    return lines
+def software(provenance: Mapping[str, object]) -> str:
+    """GPU, driver and packages of the measurements."""
+    known = provenance.get("software")
+    listed = ", ".join(f"{k} {v}" for k, v in known.items()) if isinstance(known, dict) else ""
+    drivers = provenance.get("driver")
+    driver = ", ".join(map(str, drivers)) if isinstance(drivers, list) else ""
+    return f"NVIDIA H200, driver {driver}, {listed}."
 
 
-def _closure(rows: Sequence[tuple[Run, ModelSpec]]) -> list[str]:
-    shipped = profiles.load("h200")
+def closure(rows: Sequence[Row]) -> list[str]:
+    """How much of the measured energy the measured components explain."""
     phases: dict[str, list[float]] = {"prefill only": [], "mostly decode": []}
-    for run, model in rows:
-        p = predict(model, run.deployment, run.workload, shipped)
-        if model.regime != "dense" or any("not calibrated" in w for w in p.warnings):
-            continue
-        known_j = sum(c.energy_j for name, c in p.components.items() if name not in OUTSIDE)
-        decode = p.phases["decode"].energy_j / p.energy_j
-        if decode == 0.0:
-            phases["prefill only"].append(known_j / run.energy_j)
-        elif decode > 0.6:
-            phases["mostly decode"].append(known_j / run.energy_j)
+    for row in rows:
+        if row.kind == "dense" and not row.warned and row.phase in phases:
+            parts = row.prediction.components.items()
+            known_j = sum(c.energy_j for name, c in parts if name not in OUTSIDE)
+            phases[row.phase].append(known_j / row.run.energy_j)
     lines = [
         "| phase | runs | median | 10th to 90th percentile | within 90-105 % |",
         "|---|---|---|---|---|",
@@ -185,13 +162,67 @@ def _closure(rows: Sequence[tuple[Run, ModelSpec]]) -> list[str]:
         low, high = np.quantile(values, [0.1, 0.9])
         within = np.mean((values >= 0.9) & (values <= 1.05))
         lines.append(
-            f"| {name} | {len(values)} | {np.median(values):.1%} | {low:.1%} to {high:.1%} | {within:.0%} |"
+            f"| {name} | {len(values)} | {percent(np.median(values))} | "
+            f"{percent(low)} to {percent(high)} | {100 * within:.0f} % |"
         )
     return lines
 
 
-def _percent(value: float) -> str:
-    return f"{value:.1%}"
+# The table of the README ---------------------------------------------------------------------
+
+
+def readme_table(seen: Mapping[str, Sequence[Row]], out: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Evidence in a few lines, the strictest first."""
+    return [
+        f"| {' | '.join(README_HEADS)} |",
+        "|---|---|---|---|---|---|---|",
+        *unseen_lines(seen),
+        *(
+            line
+            for engine, rows in out.items()
+            for line in _lines(f"{ENGINES[engine]}: {{models}}, each left out in turn", rows)
+        ),
+    ]
+
+
+def unseen_lines(seen: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Of runs that no fit has seen; these need no refit."""
+    says = {
+        "held_out_runs": "vLLM: {models} that no fit has seen",
+        "fp8_runs": "vLLM `--quantization fp8`: {models}, no fp8 run in any fit",
+        "transformers_held_out_runs": "transformers: {models} that no fit has seen",
+        "parallel_runs": "vLLM on 2 and 4 GPUs: {models}; what workers add was fitted on them",
+    }
+    return [line for name, text in says.items() for line in _lines(text, seen.get(name, []))]
+
+
+def _lines(text: str, rows: Sequence[Row]) -> list[str]:
+    """One line for all kinds of model, and one for each where there are several."""
+    fair = [row for row in rows if not row.warned]
+    kinds = list(dict.fromkeys(row.kind for row in fair))
+    if not fair:
+        return []
+    lines = [_line(text.format(models=_models(fair, "")), fair)]
+    if len(kinds) > 1:
+        of = [[row for row in fair if row.kind == kind] for kind in kinds]
+        lines += [
+            _line(f"of these {_models(rows, kind)}", rows)
+            for kind, rows in zip(kinds, of, strict=True)
+        ]
+    return lines
+
+
+def _models(rows: Sequence[Row], kind: str) -> str:
+    count = len({row.run.model for row in rows})
+    words = [str(count), {"moe": "MoE"}.get(kind, kind), "model" if count == 1 else "models"]
+    return " ".join(word for word in words if word)
+
+
+def _line(text: str, rows: Sequence[Row]) -> str:
+    runs, median, p90, _, duration, _, energy_in, duration_in, flop = cells(rows)
+    return (
+        f"| {text} | {runs} | {median} | {p90} | {duration} | {energy_in}, {duration_in} | {flop} |"
+    )
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from energymodel import profile
+from energymodel.costs import priced
 from energymodel.deployment import Deployment
 from energymodel.diffusion.passes import operations, schedule
 from energymodel.diffusion.pipeline import Pipeline
 from energymodel.diffusion.predict import predict
 from energymodel.diffusion.requests import read_requests
 from energymodel.find_model import find_any
-from energymodel.predict import priced
 from energymodel.prediction import Prediction
 from energymodel.workload import Bin, Workload
 

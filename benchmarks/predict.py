@@ -1,8 +1,9 @@
 """How long a prediction takes: from a cold start, warm, step by step, and its schedule alone.
 
-    python benchmarks/predict.py
+    python benchmarks/predict.py [TRACE.csv]
 
-Prints one table; run it on an idle machine. Nothing is asserted.
+Prints one table, and what others publish of theirs; run it on an idle machine. Nothing is asserted.
+A trace, such as the conversations of the Azure LLM inference trace of 2023, is replayed, too.
 """
 
 import json
@@ -21,18 +22,27 @@ import numpy as np
 
 from energymodel import power
 from energymodel import profile as profiles
+from energymodel.costs import demand
 from energymodel.deployment import Deployment
 from energymodel.find_model import find_model
 from energymodel.model import ModelSpec
-from energymodel.predict import demand, predict
+from energymodel.predict import predict
+from energymodel.predict_online import predict_online
 from energymodel.serving import schedule_offline
+from energymodel.step_table import StepTable, step_loads, step_sums, step_table
 from energymodel.steps import Chunks, Decodes, Steps
 from energymodel.workload import Bin, Workload
 
 MODELS = ("Llama-3.1-8B-Instruct", "Qwen3-30B-A3B")
 ONE_BIN = Workload(bins=(Bin(input_tokens=512, output_tokens=128, count=64),))
 COLD_RUNS, WARM_RUNS, STEP_RUNS = 7, 50, 3
-STEPS = 200_000
+STEPS, MANY = 200_000, 1_000_000
+# From their papers and documentation; an engine step is one iteration of the engine.
+PEERS = (
+    ("AIConfigurator (Rust), one engine step", "17 to 94 us"),
+    ("Vidur, a simulation", "9 s"),
+    ("LLMServingSim, a simulation", "353 s"),
+)
 PACKAGES = ("energymodel", "numpy", "msgspec", "click", "rich")
 
 
@@ -46,7 +56,14 @@ def main() -> None:
     for name in MODELS:
         warm(name)
     many_steps()
+    looked_up_steps()
     large_schedule()
+    steady_state()
+    for trace in sys.argv[1:]:
+        replay(trace)
+    print("\nPublished by others, not measured here:")
+    for what, value in PEERS:
+        row(what, value)
 
 
 def cold_start() -> None:
@@ -94,6 +111,42 @@ def many_steps() -> None:
 
             best = min(times(evaluate, STEP_RUNS))
             row(f"{STEPS:,} {kind} steps {name}", f"{STEPS / best / 1e6:.3f} M/s", f"{best:.2f} s")
+
+
+def looked_up_steps() -> None:
+    """The same steps from a table: times, energies and the power limit."""
+    profile = profiles.load("h200")
+    p = profile.power
+    static_w = power.static_power_w(p, 500.0)
+    cap_w = p.limit_share.value * profile.gpu.power_limit_w
+    for name in MODELS:
+        model = find_model(name)[0]
+        seconds = times(lambda m=model: step_table(m, Deployment(), profile), STEP_RUNS)  # type: ignore[misc]
+        report(f"step table {name}", seconds, "ms")
+        table = step_table(model, Deployment(), profile)
+        assert table is not None  # noqa: S101 (both models have one)
+        for kind, steps in (("decode", decode_steps(MANY)), ("mixed", mixed_steps(MANY))):
+
+            def evaluate(table: StepTable = table, steps: Steps = steps) -> None:
+                load = step_loads(table, step_sums(steps, table.windows))
+                power.limited_clock(load, static_w, p.exponent.value, cap_w)
+
+            best = min(times(evaluate, STEP_RUNS))
+            row(f"{MANY:,} {kind} steps looked up", f"{MANY / best / 1e6:.2f} M/s", f"{best:.2f} s")
+
+
+def steady_state() -> None:
+    """Poisson arrivals at half of what a replica serves."""
+    model, profile = find_model(MODELS[0])[0], profiles.load("h200")
+    workload = Workload(bins=(Bin(input_tokens=512, output_tokens=128, requests_per_s=30.0),))
+    seconds = times(lambda: predict_online(model, Deployment(), workload, profile), 3)
+    report(f"online, 4,000 requests {MODELS[0]}", seconds, "s")
+
+
+def replay(trace: str) -> None:
+    """The command that serves a trace as it came, from a new interpreter."""
+    command = ["predict", "--model", MODELS[0], "--gpu", "h200", "--trace", trace, "--json"]
+    report(f"cold command --trace {Path(trace).name}", times(lambda: run_command(command), 3), "s")
 
 
 def decode_steps(size: int) -> Steps:

@@ -13,16 +13,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration import fit_eager
 from calibration import observations as observation_file
+from calibration.fit_accuracy import fit_accuracy, unknown_accuracy
 from calibration.fit_components import SHARED_ENERGY, Components, NameFit, fit_components
-from calibration.fit_engine import EngineFit, fit_engine, initial_engine, prepare, with_vllm
+from calibration.fit_engine import (
+    Case,
+    EngineFit,
+    fit_engine,
+    initial_engine,
+    log_errors,
+    prepare,
+    stacked,
+    with_vllm,
+)
+from calibration.fit_served import fit_served
+from calibration.fit_speculative import fit_speculative
 from calibration.fit_time import full_clock
+from calibration.fit_transformers import fit_transformers
 from calibration.gpu import datasheet
 from calibration.judgement.boards import Quantity, board_spread
 from calibration.observations import Observation
 from calibration.simulation.gpu import DRIVER as SIMULATED
 from calibration.tables import names_of
 from energymodel import hardware
+from energymodel.domain import kernel_warnings
 from energymodel.errors import InputError
 from energymodel.find_model import find_model
 from energymodel.hardware import GpuSpec
@@ -31,7 +46,6 @@ from energymodel.kriging import Kriging
 from energymodel.laws import REQUIRED, domain_axes
 from energymodel.model import ModelSpec
 from energymodel.profile import (
-    Accuracy,
     Estimate,
     Kind,
     OperationProfile,
@@ -48,7 +62,14 @@ SIZE_AXES: Mapping[str, tuple[str, ...]] = {
     "decode_attention": ("head_dim",),
     "prefill_attention": ("head_dim",),
 }
-QUANTILE = 0.9
+# Runs of samplers, prefix caching, detokenising, eager launches and the HTTP server.
+SERVED = "served_runs.jsonl"
+# Runs that no prediction is fitted to, of models or in formats that no fit has seen.
+UNSEEN = ("held_out_runs.jsonl", "fp8_runs.jsonl")
+# Runs on transformers, beside those on vLLM.
+EAGER_RUNS = "transformers_runs.jsonl"
+# Runs with speculative decoding, likewise.
+DRAFTED = "speculative_runs.jsonl"
 # With fewer runs that recorded a temperature, that of an air-cooled H200 is assumed.
 LEAST_TEMPERATURES = 3
 # Significant digits of stored interpolation points and weights; more only makes files longer.
@@ -57,12 +78,11 @@ DIGITS = 7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """A profile, what it was made of, and the runs behind its engine (none without runs)."""
+    """A profile, what it was made of, and by engine the runs behind it and their left-out errors."""
 
     profile: Profile
     components: Components
-    measured: tuple[tuple[Run, ModelSpec], ...]
-    engine: EngineFit | None
+    engines: Mapping[str, tuple[Sequence[Case], EngineFit]]
 
 
 def fit_profile(observations: Path, runs: Path | None, gpu: str) -> Profile:
@@ -83,7 +103,9 @@ def fit_all(
     Args:
         observations: micro-workloads, as ``calibration.sweep`` writes them.
         runs: whole-model runs of the engine; without them the engine's own time is unknown and
-            its starting values are used, with intervals to match.
+            its starting values are used, with intervals to match. A file ``SERVED`` beside them
+            holds runs that were served otherwise than greedily by ``LLM``, a file ``EAGER_RUNS`` those
+            on transformers, without which no prediction knows that engine.
         gpu: name of the datasheet in ``energymodel/gpus``.
         kind: what the profile says of its origin.
         report: gets a line for each name as its fit begins.
@@ -109,17 +131,47 @@ def fit_all(
         operations={name: _operation(fit) for name, fit in components.names.items()},
         memory=components.memory.kinds,
         power=_power(components, [run for run, _ in measured]),
-        accuracy=_unknown_accuracy(),
+        accuracy=unknown_accuracy(("vllm",)),
         provenance=_provenance(components, measured),
     )
+    profiled = runs and runs.with_name(fit_eager.FILE)
+    if profiled and profiled.is_file():
+        profile = fit_eager.with_expressions(profile, fit_eager.read(profiled))
     if not measured:
-        return Fit(profile=profile, components=components, measured=(), engine=None)
+        return Fit(profile=profile, components=components, engines={})
     report("engine")
-    fitted = fit_engine(prepare(measured, profile), profile)
-    regimes = [model.regime for _, model in measured]
-    accuracy = _accuracy(fitted, regimes, seen)
-    whole = replace(with_vllm(profile, fitted.engine), accuracy=accuracy)
-    return Fit(profile=whole, components=components, measured=tuple(measured), engine=fitted)
+    cases, served = prepare(measured, profile), prepare(_beside(runs, SERVED), profile)
+    watched = [case for case in served if not case.run.deployment.server]
+    fitted = fit_engine(cases, profile, watched)
+    whole = with_vllm(profile, fitted.engine)
+    whole = with_vllm(profile, {**fitted.engine, **fit_served(served, whole)})
+    fits: dict[str, tuple[Sequence[Case], EngineFit]] = {"vllm": (cases, fitted)}
+    drafted = _beside(runs, DRAFTED)
+    if drafted:
+        known = whole.engines["vllm"]
+        whole = with_vllm(whole, {**known, **fit_speculative(drafted, whole).engine})
+    eager = prepare(_beside(runs, EAGER_RUNS), whole)
+    if eager:
+        on_transformers, whole = fit_transformers(eager, whole)
+        fits["transformers"] = (eager, on_transformers)
+    fits["vllm"] = _with_unseen(cases, fitted, runs, whole)
+    alike = _boards_alike(seen, whole)
+    accuracy = fit_accuracy(
+        fits,
+        whole,
+        board_energy=_between_boards(alike, "energy"),
+        board_duration=_between_boards(alike, "time"),
+    )
+    whole = replace(whole, accuracy=accuracy)
+    return Fit(profile=whole, components=components, engines=fits)
+
+
+def _beside(runs: Path | None, name: str) -> list[tuple[Run, ModelSpec]]:
+    """Runs of the file ``name`` beside those of ``runs``; none where there is no such file."""
+    file = runs and runs.with_name(name)
+    if file is None or not file.is_file():
+        return []
+    return [(run, find_model(run.model)[0]) for run in read_runs(file)]
 
 
 def _as_limited(spec: GpuSpec, seen: Sequence[Observation], path: Path) -> GpuSpec:
@@ -217,25 +269,31 @@ def _power(components: Components, runs: Sequence[Run]) -> PowerProfile:
     )
 
 
-def _unknown_accuracy() -> Accuracy:
-    """Wide intervals for a profile without whole runs: a factor of 1.5 either way."""
-    wide = {"dense": float(np.log(1.5)), "moe": float(np.log(1.5))}
-    return Accuracy(
-        energy_quantile=wide, duration_quantile=wide, board_energy=0, board_duration=0, runs=0
+def _with_unseen(
+    cases: Sequence[Case], fitted: EngineFit, runs: Path | None, profile: Profile
+) -> tuple[list[Case], EngineFit]:
+    """The runs of vLLM, and those of files ``UNSEEN``, which only say how wide intervals must be.
+
+    Runs of other kernels than those that were calibrated are left out: their intervals are not
+    made of errors.
+    """
+    found = [pair for name in UNSEEN for pair in _beside(runs, name)]
+    known = [pair for pair in found if not kernel_warnings(pair[1], profile)]
+    if not known:
+        return list(cases), fitted
+    unseen = prepare(known, profile)
+    duration, energy = log_errors(stacked(unseen), unseen, profile)
+    return [*cases, *unseen], EngineFit(
+        engine=fitted.engine,
+        energy_error=np.concatenate([fitted.energy_error, energy]),
+        duration_error=np.concatenate([fitted.duration_error, duration]),
     )
 
 
-def _accuracy(fitted: EngineFit, regimes: Sequence[str], seen: Sequence[Observation]) -> Accuracy:
-    energy, duration = np.abs(fitted.energy_error), np.abs(fitted.duration_error)
-    of = {name: np.array([r == name for r in regimes]) for name in ("dense", "moe")}
-    known = {name: mask if mask.any() else np.ones_like(mask) for name, mask in of.items()}
-    return Accuracy(
-        energy_quantile={n: float(np.quantile(energy[m], QUANTILE)) for n, m in known.items()},
-        duration_quantile={n: float(np.quantile(duration[m], QUANTILE)) for n, m in known.items()},
-        board_energy=_between_boards(seen, "energy"),
-        board_duration=_between_boards(seen, "time"),
-        runs=len(energy),
-    )
+def _boards_alike(seen: Sequence[Observation], profile: Profile) -> list[Observation]:
+    """Observations on boards whose memory is of the kind of most boards; all where none is known."""
+    usual = profile.memory[0].boards if profile.memory else ()
+    return [o for o in seen if not usual or o.board in usual]
 
 
 def _between_boards(seen: Sequence[Observation], what: Quantity) -> float:

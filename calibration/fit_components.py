@@ -1,7 +1,7 @@
 """Observations -> what a call costs: time and energy of every name that there is evidence for."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +22,19 @@ from calibration.observations import Observation
 from calibration.tables import Table, all_names, table
 from calibration.verdict import POWER_CAP_REASON
 from energymodel.hardware import GpuSpec
-from energymodel.laws import REQUIRED, STREAMING_KINDS, kind_of
+from energymodel.laws import REQUIRED, STREAMING_KINDS, TILE_ROWS, kind_of
 from energymodel.profile import Estimate
 
 Array = NDArray[np.float64]
 Report = Callable[[str], None]
 
 # Names with energy windows at fewer shapes than ``LEAST_WINDOWS`` share the coefficients of another.
-SHARED_ENERGY = {"gather": "elementwise", "sampling": "elementwise"}
+SHARED_ENERGY = {
+    "gather": "elementwise",
+    "sampling": "elementwise",
+    "copy.append": "copy",
+    "copy.fill": "copy",
+}
 # What has few windows starts from the coefficients of what it is like; a dtype from its own kind.
 PARENTS: Mapping[str, str] = {
     "mla_decode": "decode_attention",
@@ -89,7 +94,7 @@ def fit_components(
     tables = {
         name: table(name, seen, float(spec.sm_count), spec.l2_bytes) for name in all_names(seen)
     }
-    left_out = {name: why for name, t in tables.items() if (why := _too_little(t))}
+    left_out = {name: why for name, t in tables.items() if (why := _too_little(t, tables))}
     tables = {name: t for name, t in tables.items() if name not in left_out}
     times, energy = {}, {}
     for name, t in tables.items():
@@ -115,10 +120,9 @@ def fit_components(
         report(f"energy of {name}")
         source = SHARED_ENERGY.get(name, name) if _sustained(w) < LEAST_WINDOWS else name
         if source not in own:
-            parent = own.get(PARENTS.get(source, kind_of(source)))
-            own[source] = _fit_power(
-                energy[source], hbm_byte_j, exponent, cap_w, parent and parent[0].energy
-            )
+            origin = PARENTS.get(source, kind_of(source))
+            parent = _like(own[origin][0], origin) if origin in own else None
+            own[source] = _fit_power(energy[source], hbm_byte_j, exponent, cap_w, parent)
         power, held_out_j, held_out_s = own[source]
         names[name] = NameFit(
             table=tables[name],
@@ -140,15 +144,34 @@ def fit_components(
     )
 
 
-def _too_little(t: Table) -> str | None:
-    """Why a name that no prediction needs cannot be fitted; None if it can."""
+def _like(parent: PowerFit, parent_name: str) -> Mapping[str, Estimate]:
+    """Coefficients that a name without many windows starts from.
+
+    Other kernels pad other tiles than decode attention, whose FLOP of padding go with its bytes: a
+    key and a value of 16 bits for every 4 x 64 FLOP, 64 FLOP a byte. Its rows are too few bytes to
+    say what they cost elsewhere.
+    """
+    if parent_name != "decode_attention":
+        return parent.energy
+    flop_j, byte_j, row_j = (parent.energy[n] for n in ("flop_j", "weight_byte_j", "row_byte_j"))
+    return {
+        **parent.energy,
+        "flop_j": replace(flop_j, value=0.0),
+        "weight_byte_j": replace(byte_j, value=byte_j.value + TILE_ROWS * flop_j.value),
+        "row_byte_j": replace(row_j, value=0.0),
+    }
+
+
+def _too_little(t: Table, known: Collection[str]) -> str | None:
+    """Why a name that no prediction needs cannot be fitted, beside what is ``known``; None if it can."""
     if t.name in REQUIRED:
         return None
     bursts = len(np.unique(t.point[full_clock(t)]))
     sustained = len({o.point for o in t.observations if o.mode == "sustained"})
     if bursts < LEAST_BURSTS:
         return f"{bursts} timed shapes, {LEAST_BURSTS} are needed"
-    if sustained < LEAST_WINDOWS:
+    shares = SHARED_ENERGY.get(t.name)
+    if sustained < LEAST_WINDOWS and shares not in known:
         return f"{sustained} shapes with sustained windows, {LEAST_WINDOWS} are needed"
     return None
 

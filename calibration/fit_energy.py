@@ -81,6 +81,11 @@ class Windows:
         return self.table.flop[self.chosen]
 
     @property
+    def core_flop(self) -> Array:
+        """FLOP of one call that cost energy in the SMs; padding included."""
+        return self.table.core_flop[self.chosen]
+
+    @property
     def weight_bytes(self) -> Array:
         """Bytes of weights or cached keys and values of one call."""
         return self.table.weight_bytes[self.chosen]
@@ -242,7 +247,7 @@ def _design(w: Windows, hbm_byte_j: float, exponent: float) -> tuple[Array, Arra
     keep = usable(w)
     scale = (w.weight / w.gross_j)[keep]
     clock = (w.clock**exponent)[keep]
-    columns = np.stack([w.flop, w.weight_bytes, w.row_bytes, w.full_s], axis=1)[keep]
+    columns = np.stack([w.core_flop, w.weight_bytes, w.row_bytes, w.full_s], axis=1)[keep]
     target = w.work_j[keep] - hbm_byte_j * w.hbm_bytes[keep]
     return columns * (clock * scale)[:, None], target * scale
 
@@ -263,7 +268,7 @@ def energy_errors(w: Windows, c: Mapping[str, float], exponent: float) -> Array:
 
 
 def _predicted_j(w: Windows, c: Mapping[str, float], exponent: float) -> Array:
-    core = core_energy_j(c, w.flop, w.weight_bytes, w.row_bytes, w.full_s)
+    core = core_energy_j(c, w.core_flop, w.weight_bytes, w.row_bytes, w.full_s)
     static_j = w.gross_j - w.work_j
     return static_j + core * w.clock**exponent + c["hbm_byte_j"] * w.hbm_bytes
 

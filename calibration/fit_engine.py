@@ -12,41 +12,30 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.fit_host import HOST, fit_host
 from calibration.robust import deviations, robust_fit
-from energymodel import power
+from energymodel.costs import demand, planned, with_engine
 from energymodel.engines.engine import EngineTime
-from energymodel.engines.vllm import engine_time, launches
+from energymodel.engines.vllm import engine_time
 from energymodel.io import Run
 from energymodel.model import ModelSpec
 from energymodel.power import StepLoad
-from energymodel.predict import demand, planned, with_engine
 from energymodel.profile import Estimate, Profile
 from energymodel.serving import Schedule
-from energymodel.settling import THERMAL_ROUNDS
+from energymodel.settling import Runs, totals
 from energymodel.workload import Workload
 
 Array = NDArray[np.float64]
 
-# Starting values (an idle engine is free) and units. The first group is read from the host's own
-# clock, the second is fitted on durations and energies of whole runs.
-HOST: Mapping[str, float] = {
-    "submit_s": 1e-3,
-    "submit_request_s": 60e-6,
-    "submit_token_s": 15e-9,
-    "launch_graph_layer_s": 100e-6,
-    "launch_layer_s": 300e-6,
-    "launch_experts_s": 500e-6,
-    "launch_shared_expert_s": 400e-6,
-    "launch_token_s": 40e-9,
-}
+# Starting values (an idle engine is free) and units of what is fitted on durations and energies of
+# whole runs; the host's work is read from its own clock (``fit_host.py``).
 DEVICE: Mapping[str, float] = {
     "step_s": 50e-6,
+    "finish_s": 150e-6,
     "layer_s": 4e-6,
     "sequence_s": 0.5e-6,
     "outside_w": 150.0,
 }
-# A first step that took this much longer than its launches waited for the GPU.
-WAITED = 1.5
 ROBUST_AT = 0.05
 PRIOR_WEIGHT = 0.05
 
@@ -76,10 +65,11 @@ class EngineFit:
 
 def initial_engine() -> dict[str, Estimate]:
     """Starting estimates of the engine's numbers."""
-    return {n: _estimate(n, value, 0.0) for n, value in {**HOST, **DEVICE}.items()}
+    return {n: estimate(n, value, 0.0) for n, value in {**HOST, **DEVICE}.items()}
 
 
-def _estimate(name: str, value: float, stderr: float) -> Estimate:
+def estimate(name: str, value: float, stderr: float) -> Estimate:
+    """An estimate in watts or seconds, by the end of its name."""
     return Estimate(value=value, stderr=stderr, unit="W" if name.endswith("_w") else "s")
 
 
@@ -102,28 +92,32 @@ def prepare(runs: Sequence[tuple[Run, ModelSpec]], profile: Profile) -> list[Cas
     return cases
 
 
-def fit_engine(cases: Sequence[Case], profile: Profile) -> EngineFit:
-    """Fit all runs, then each model's runs with the fit of the others."""
+def fit_engine(cases: Sequence[Case], profile: Profile, watched: Sequence[Case] = ()) -> EngineFit:
+    """Fit all runs, then each model's runs with the fit of the others.
+
+    ``watched``: runs that show the host's work in every step (``fit_host.py``), and nothing else.
+    """
     models = [case.model.name for case in cases]
     energy, duration = np.zeros(len(cases)), np.zeros(len(cases))
     for held in sorted(set(models)):
         test = np.array([name == held for name in models])
         train = [c for c, out in zip(cases, test, strict=True) if not out]
         # A single model cannot be held out: its errors are then those of the fit to itself.
-        without = with_vllm(profile, _fit(train or cases, profile))
+        seen = [c for c in watched if c.model.name != held]
+        without = with_vllm(profile, _fit(train or cases, profile, seen or watched))
         tested = [c for c, out in zip(cases, test, strict=True) if out]
         duration[test], energy[test] = log_errors(stacked(tested), tested, without)
-    return EngineFit(engine=_fit(cases, profile), energy_error=energy, duration_error=duration)
+    whole = _fit(cases, profile, watched)
+    return EngineFit(engine=whole, energy_error=energy, duration_error=duration)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
     """The steps of many runs end to end, so that all are evaluated at once; [n_steps]."""
 
-    case: NDArray[np.int64]
+    run: NDArray[np.int64]
     weight: Array
     load: StepLoad
-    runs: int
 
 
 def stacked(cases: Sequence[Case]) -> Stack:
@@ -134,7 +128,7 @@ def stacked(cases: Sequence[Case]) -> Stack:
         return np.concatenate([getattr(case.load, name) for case in cases])
 
     return Stack(
-        case=np.repeat(np.arange(len(cases)), sizes),
+        run=np.repeat(np.arange(len(cases)), sizes),
         weight=np.concatenate([case.schedule.steps.weight for case in cases]),
         load=StepLoad(
             fixed_s=joined("fixed_s"),
@@ -142,7 +136,6 @@ def stacked(cases: Sequence[Case]) -> Stack:
             core_j=joined("core_j"),
             hbm_j=joined("hbm_j"),
         ),
-        runs=len(cases),
     )
 
 
@@ -156,40 +149,40 @@ def log_errors(stack: Stack, cases: Sequence[Case], profile: Profile) -> tuple[A
         launch_s=np.concatenate([t.launch_s for t in times]),
         submit_s=0.0,
         outside_w=profile.engines["vllm"]["outside_w"].value,
+        gap_s=np.concatenate([np.broadcast_to(t.gap_s, t.launch_s.shape) for t in times]),
+        lead_s=np.concatenate([np.broadcast_to(t.lead_s, t.launch_s.shape) for t in times]),
     )
-    submit_s = np.array([t.submit_s for t in times])
-    load, _ = with_engine(stack.load, engine)
-    p = profile.power
-    limit_w = np.array([c.run.deployment.power_limit_w or profile.gpu.power_limit_w for c in cases])
-    cap_w, exponent = p.limit_share.value * limit_w, p.exponent.value
-    mean_w = cap_w
-    full_s = stack.weight * (load.fixed_s + load.clocked_s)
-    for _ in range(THERMAL_ROUNDS):  # as in ``settling.settle``, for all runs at once
-        static_w = power.static_power_w(p, mean_w)
-        watts = power.capped_power_w(load, static_w[stack.case], exponent, cap_w[stack.case])
-        energy_j = np.bincount(stack.case, watts * full_s, stack.runs) + static_w * submit_s
-        mean_w = energy_j / (np.bincount(stack.case, full_s, stack.runs) + submit_s)
-    static_w = power.static_power_w(p, mean_w)
-    clock = power.limited_clock(load, static_w[stack.case], exponent, cap_w[stack.case])
-    step_s = stack.weight * (load.fixed_s + load.clocked_s / clock)
-    watts = power.mean_power_w(load, clock, static_w[stack.case], exponent)
-    energy_j = np.bincount(stack.case, watts * step_s, stack.runs) + static_w * submit_s
-    duration_s = np.bincount(stack.case, step_s, stack.runs) + submit_s
+    return run_errors(stack, cases, engine, np.array([t.submit_s for t in times]), profile)
+
+
+def run_errors(
+    stack: Stack, cases: Sequence[Case], engine: EngineTime, submit_s: Array, profile: Profile
+) -> tuple[Array, Array]:
+    """As ``log_errors``, with what the engine adds to all steps, and before each run [n_runs]."""
+    usual_w = profile.gpu.power_limit_w
+    runs = Runs(
+        load=with_engine(stack.load, engine)[0],
+        weight=stack.weight,
+        run=stack.run,
+        submit_s=submit_s,
+        limit_w=np.array([c.run.deployment.power_limit_w or usual_w for c in cases]),
+    )
+    duration_s, energy_j = totals(runs, profile.power)
     measured_s = np.array([c.run.duration_s for c in cases])
     measured_j = np.array([c.run.energy_j for c in cases])
     return np.log(measured_s / duration_s), np.log(measured_j / energy_j)
 
 
-def _fit(cases: Sequence[Case], profile: Profile) -> dict[str, Estimate]:
+def _fit(cases: Sequence[Case], profile: Profile, watched: Sequence[Case]) -> dict[str, Estimate]:
     """Host estimates from first steps, then device estimates from whole runs."""
-    host = fit_host(cases)
+    host = fit_host(cases, watched)
     names = list(DEVICE)
     start = np.log([DEVICE[name] for name in names])
     stack = stacked(cases)
 
     def residuals(log_values: Array) -> Array:
         device = {
-            n: _estimate(n, float(np.exp(x)), 0.0) for n, x in zip(names, log_values, strict=True)
+            n: estimate(n, float(np.exp(x)), 0.0) for n, x in zip(names, log_values, strict=True)
         }
         errors = log_errors(stack, cases, with_vllm(profile, {**host, **device}))
         return np.concatenate([*errors, PRIOR_WEIGHT * (log_values - start)])
@@ -198,45 +191,7 @@ def _fit(cases: Sequence[Case], profile: Profile) -> dict[str, Estimate]:
         residuals, start, data=2 * len(cases), outlier_at=ROBUST_AT, step=1e-2
     )
     device = {
-        n: _estimate(n, float(np.exp(x)), float(np.exp(x) * e))
+        n: estimate(n, float(np.exp(x)), float(np.exp(x) * e))
         for n, x, e in zip(names, found, deviations(covariance), strict=True)
     }
     return {**host, **device}
-
-
-def fit_host(cases: Sequence[Case]) -> dict[str, Estimate]:
-    """What the host does before and during the first step, by least relative squares.
-
-    With asynchronous scheduling the first step returns once it has been launched, so its duration
-    is the time to take the requests in and to launch: a direct measurement of both.
-    """
-    rows, seconds = [], []
-    for case in cases:
-        first = case.run.extra.get("step_us")
-        if isinstance(first, list) and first:
-            workload = case.workload
-            one = launches(case.model, case.run.deployment, case.schedule.steps, workload.bins)
-            counts = (one.graph_layers, one.layers, one.experts, one.shared_experts, one.tokens)
-            rows.append(
-                [1.0, workload.requests, workload.input_tokens, *(float(c[0]) for c in counts)]
-            )
-            seconds.append(float(first[0]) * 1e-6)
-    if not rows:
-        return {n: _estimate(n, value, 0.0) for n, value in HOST.items()}
-    design, target = np.array(rows), np.array(seconds)
-    start = np.array(list(HOST.values()))
-    # Large models fill the launch queue, and the host waits for the GPU: those do not count.
-    launched = target < WAITED * (design @ start)
-    design, target = design[launched], target[launched]
-
-    def residuals(scaled: Array) -> Array:
-        error = design @ (scaled * start) / target - 1.0
-        return np.concatenate([error, PRIOR_WEIGHT * (scaled - 1.0)])
-
-    found, covariance = robust_fit(
-        residuals, np.ones_like(start), data=len(target), outlier_at=ROBUST_AT, lower=0.0
-    )
-    return {
-        name: _estimate(name, float(x * s), float(e * s))
-        for name, x, e, s in zip(HOST, found, deviations(covariance), start, strict=True)
-    }

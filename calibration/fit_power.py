@@ -103,7 +103,7 @@ def refine(
         repeats=len(w.duty) / shapes,
     )
     unseen = {
-        "flop_j": not w.flop.any(),
+        "flop_j": not w.core_flop.any(),
         "weight_byte_j": not w.weight_bytes.any(),
         "row_byte_j": not w.row_bytes.any(),
         "clock_share": not w.clocked_s.any(),
@@ -167,7 +167,7 @@ class _Errors:
 
 
 def _errors(w: Windows, c: Mapping[str, float], cap_w: float) -> _Errors:
-    core_j = power.core_energy_j(c, w.flop, w.weight_bytes, w.row_bytes, w.full_s)
+    core_j = power.core_energy_j(c, w.core_flop, w.weight_bytes, w.row_bytes, w.full_s)
     clocked_s = w.clocked_s * c["clock_share"]
     load = StepLoad(
         fixed_s=w.full_s - clocked_s,

@@ -26,6 +26,46 @@ def find_gpu(expected: str = "auto") -> NvmlSensor:
     """
     nvml = open_nvml()
     handle, uuid = _device(nvml)
+    return _fit_sensor(nvml, handle, uuid, expected)
+
+
+def find_gpus(expected: str, count: int) -> list[NvmlSensor]:
+    """The sensors of the first ``count`` GPUs that CUDA shows, in its order.
+
+    CUDA is not asked, since processes that are started later are to set it up; it is told to count
+    GPUs as NVML does, by their place on the bus.
+
+    Raises:
+        InputError: a GPU is another one.
+        WorkError: there are fewer, or one's energy counter cannot be trusted (``find_gpu``).
+    """
+    nvml = open_nvml()
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    there = range(nvml.nvmlDeviceGetCount()) if visible is None else visible.split(",")
+    chosen = [str(c).strip() for c in there]
+    if len(chosen) < count:
+        raise WorkError(f"{count} GPUs are needed, and CUDA shows {len(chosen)} here.")
+    sensors = []
+    for name in chosen[:count]:
+        try:
+            by_index = name.isdecimal()
+            handle = (
+                nvml.nvmlDeviceGetHandleByIndex(int(name))
+                if by_index
+                else nvml.nvmlDeviceGetHandleByUUID(name)
+            )
+            uuid = str(nvml.nvmlDeviceGetUUID(handle))
+        except nvml.NVMLError as error:
+            raise WorkError(
+                f"GPU {name} of CUDA_VISIBLE_DEVICES cannot be used: {error}."
+            ) from error
+        sensors.append(_fit_sensor(nvml, handle, uuid, expected))
+    return sensors
+
+
+def _fit_sensor(nvml: Any, handle: Any, uuid: str, expected: str) -> NvmlSensor:
+    """The sensor of a GPU, if it is what was asked for and fit to be measured on."""
     name = str(nvml.nvmlDeviceGetName(handle))
     if not matches(expected, name):
         raise InputError(

@@ -1,12 +1,15 @@
 """Whole-model runs on this GPU, appended to runs.jsonl as each one ends."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 from calibration import jsonl
-from calibration.engines import vllm
+from calibration.engines import transformers, vllm, vllm_server
+from calibration.engines.vllm_speculative import draft_rate
 from calibration.gpu import gpu_key
 from calibration.sensors import Sensor
 from energymodel import io
@@ -18,11 +21,21 @@ from energymodel.workload import Workload
 Report = Callable[[str], None]
 Record = dict[str, Any]
 
+ENGINES: Mapping[str, ModuleType] = {"vllm": vllm, "transformers": transformers}
+# Flags that transformers is measured with; ``hbm_byte_j`` is for predictions alone.
+HEEDED = frozenset({"engine", "max_num_seqs", "power_limit_w", "hbm_byte_j"})
+# What an engine is called, and how to get one that is not there.
+TITLES: Mapping[str, str] = {"vllm": "vLLM", "transformers": "transformers"}
+INSTALL: Mapping[str, str] = {
+    "vllm": "pip install vllm), since it brings the torch that it was built for",
+    "transformers": "pip install transformers torch)",
+}
+
 
 class Engine(Protocol):
     """A started engine that holds one model."""
 
-    def measure(self, workload: Workload, sensor: Sensor) -> vllm.Run:
+    def measure(self, workload: Workload, *sensors: Sensor) -> vllm.Run:
         """Warm up, run, and take time and energy of one pass."""
 
     def close(self) -> None:
@@ -70,6 +83,7 @@ def measure_all(
     *,
     deployment: Deployment,
     sensor: Sensor,
+    others: Sequence[Sensor] = (),
     out: Path,
     report: Report = lambda _: None,
     max_model_len: int | None = None,
@@ -85,8 +99,9 @@ def measure_all(
         model_name: the name that the lines carry.
         config: the model's Hugging Face configuration; weights are random.
         workloads: bins with counts.
-        deployment: the engine's flags; one GPU, at the power limit that it enforces.
-        sensor: the GPU that the engine will use (``calibration.gpu.find_gpu``).
+        deployment: the engine's flags, at the power limit that the GPUs enforce.
+        sensor: the GPU that the engine will use (``calibration.gpu.find_gpu``), or the first.
+        others: the further GPUs of the replica (``calibration.gpu.find_gpus``).
         out: runs.jsonl, appended to.
         report: gets one line for each workload.
         max_model_len: as in vLLM; the longest request by default.
@@ -100,6 +115,7 @@ def measure_all(
     gpu = gpu_key(identity.gpu_name)
     max_model_len = _checked_length(workloads, max_model_len)
     _check_deployment(deployment, identity.power_limit_w)
+    _check_gpus(deployment, 1 + len(others))
     model_from_config(config, model_name)  # refuses a configuration that it cannot read
     jsonl.repair(out)
     known = _known(out, model_name, gpu, deployment)
@@ -112,18 +128,19 @@ def measure_all(
             "max_model_len": max_model_len,
             "board": identity.board,
             "driver": identity.driver,
-            "software": dict(vllm.versions()),
+            "software": dict(ENGINES[deployment.engine].versions()),
             **_flags(deployment),
         }
         try:
             for workload in todo:
                 try:
-                    run = engine.measure(workload, sensor)
+                    run = engine.measure(workload, sensor, *others)
                 except (RuntimeError, ValueError) as error:
                     failures.append(f"{_title(workload)}: {_first_line(error)}")
                     report(f"left out: {failures[-1]}")
                     continue
-                known[workload] = vllm.run_record(model_name, gpu, workload, run) | facts
+                found = draft_rate(deployment, workload, run.speculative, run.repeats)
+                known[workload] = vllm.run_record(model_name, gpu, workload, run) | facts | found
                 jsonl.append(out, known[workload])
                 report(f"{_title(workload)}: {run.energy_j:.4g} J in {run.duration_s:.4g} s")
         finally:
@@ -163,19 +180,41 @@ def _checked_length(workloads: Sequence[Workload], max_model_len: int | None) ->
 
 
 def _check_deployment(deployment: Deployment, power_limit_w: float) -> None:
-    if deployment.engine != "vllm":
-        raise InputError(f"engine must be vllm to be measured, got {deployment.engine}.")
-    for field in ("tensor_parallel_size", "pipeline_parallel_size"):
-        if getattr(deployment, field) != 1:
-            raise InputError(
-                f"{field} must be 1: the energy of one GPU is measured, "
-                f"got {getattr(deployment, field)}."
-            )
+    if deployment.engine not in ENGINES:
+        raise InputError(
+            f"engine must be one of {', '.join(ENGINES)} to be measured, got {deployment.engine}."
+        )
+    _check_flags(deployment)
     wanted_w = deployment.power_limit_w
     if wanted_w is not None and abs(wanted_w - power_limit_w) > 1.0:
         raise InputError(
             f"power_limit_w must be the limit that this GPU enforces, {power_limit_w:.0f} W, "
             f"got {wanted_w:g}: measuring changes no setting."
+        )
+
+
+def _check_flags(deployment: Deployment) -> None:
+    """Refuse flags that the engine would not heed."""
+    if deployment.engine != "transformers":
+        return
+    default = Deployment()
+    for flag in set(Deployment.__dataclass_fields__) - HEEDED:
+        if getattr(deployment, flag) != getattr(default, flag):
+            raise InputError(f"{flag} must be left out: transformers is measured without it.")
+
+
+def _check_gpus(deployment: Deployment, gpus: int) -> None:
+    """Refuse a replica whose GPUs are not all measured."""
+    if deployment.data_parallel_size != 1:
+        raise InputError(
+            "data_parallel_size must be 1 to be measured: LLM runs one replica, "
+            f"got {deployment.data_parallel_size}."
+        )
+    needed = deployment.tensor_parallel_size * deployment.pipeline_parallel_size
+    if needed != gpus:
+        raise InputError(
+            "tensor_parallel_size x pipeline_parallel_size must be the number of GPUs that are "
+            f"measured, {gpus}, got {needed}."
         )
 
 
@@ -186,7 +225,9 @@ def _known(out: Path, model_name: str, gpu: str, deployment: Deployment) -> dict
     lines = [line for line in io.read_text(out).split("\n") if line.strip()]
     records: dict[Workload, Record] = {}
     for run, line in zip(io.read_runs(out), lines, strict=True):
-        if (run.model, run.gpu, run.deployment) == (model_name, gpu, deployment):
+        # How often n-grams find a draft is found out by measuring.
+        asked = replace(run.deployment, draft_rate=deployment.draft_rate)
+        if (run.model, run.gpu, asked) == (model_name, gpu, deployment):
             records[run.workload] = io.convert(io.parse_json(line, str(out)), Record, str(out))
     return records
 
@@ -206,17 +247,17 @@ def _start(
     deployment: Deployment,
     max_model_len: int,
 ) -> Engine:
+    name = deployment.engine
     if start is None:
-        if find_spec("vllm") is None:
-            raise WorkError(
-                "vLLM is not installed here: install it first (pip install vllm), since it "
-                "brings the torch that it was built for."
-            )
-        start = vllm.Engine
+        if find_spec(name) is None:
+            title, how = TITLES[name], INSTALL[name]
+            raise WorkError(f"{title} is not installed here: install it first ({how}.")
+        start = vllm_server.Engine if deployment.server else ENGINES[name].Engine
     try:
         return start(config, deployment, max_model_len=max_model_len)
     except (RuntimeError, ValueError, ImportError, OSError, AssertionError) as error:
-        raise WorkError(f"vLLM could not load {model_name}: {_first_line(error)}") from error
+        title, reason = TITLES[name], _first_line(error)
+        raise WorkError(f"{title} could not load {model_name}: {reason}") from error
 
 
 def _title(workload: Workload) -> str:

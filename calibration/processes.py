@@ -19,9 +19,13 @@ PROC = Path("/proc")
 
 
 def others(listed: Iterable[int]) -> tuple[int, ...]:
-    """Those of the ``listed`` processes that are not this one, nor started by it."""
+    """Those of the ``listed`` processes that are not this one, nor started by it.
+
+    A worker of torchrun counts the other workers as its own: their agent started them all.
+    """
     pids = set(listed)
-    strange = {pid for pid in pids if not _descends(pid, os.getpid())}
+    family = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else os.getpid()
+    strange = {pid for pid in pids if not _descends(pid, family)}
     if strange == pids and len(pids) == 1 and holds_context():
         return ()
     return tuple(sorted(strange))

@@ -13,6 +13,7 @@ from calibration import grid as grids
 from calibration import jsonl, observations
 from calibration.files import write_whole
 from calibration.fit import Fit, fit_all
+from calibration.fit_collectives import with_fabric
 from calibration.gpu import datasheet
 from calibration.report import evidence, write_report
 from calibration.sensors import Sensor
@@ -156,6 +157,7 @@ def conclude(
     if runs is None and not simulated:
         runs = shipped_runs(gpu)
     fit = fit_all(file, runs, gpu, kind="simulated" if simulated else "measured", report=report)
+    fit = replace(fit, profile=with_fabric(fit.profile, file, gpu, simulated=simulated))
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{gpu}.json"
     write_whole(target, io.dumps(fit.profile, indent=None) + "\n")

@@ -12,8 +12,9 @@ import numpy as np
 
 from calibration.observations import Observation
 from energymodel.blocks.softmax import SoftmaxAttention
+from energymodel.engines.eager import GATE_BYTES, NORM_BYTES, ROTARY_BYTES
 from energymodel.errors import InputError
-from energymodel.laws import L2_BYTES, REQUIRED, SM_COUNT, traffic
+from energymodel.laws import L2_BYTES, REQUIRED, SM_COUNT, executed_flop, traffic
 from energymodel.laws import kind_of as law_kind
 from energymodel.steps import Floats
 
@@ -35,6 +36,14 @@ BYTES: Mapping[str, tuple[float, float, float]] = {
 WIDE = 2.0
 # Micro-workloads that are pooled, beside their own fit, into what a prediction falls back on.
 POOLED = {"rms_norm": "elementwise", "silu_and_mul": "elementwise", "kv_write": "elementwise"}
+# What eager transformers runs in place of one kernel has a name of its own.
+EAGER = {
+    "cache_append": "copy.append",
+    "cache_fill": "copy.fill",
+    "eager_norm": "rms_norm.eager",
+    "eager_rotary": "rotary.eager",
+    "eager_gate": "silu_and_mul.eager",
+}
 # Tokens that a scan and a delta rule work off together.
 SCAN_CHUNK, DELTA_CHUNK = 256, 64
 # Kernels of a name come from one library: this one where it was measured.
@@ -64,6 +73,11 @@ class Table:
     sm_count: float = SM_COUNT
 
     @property
+    def core_flop(self) -> Floats:
+        """FLOP of one call that cost energy in the SMs, [n]; padding included."""
+        return executed_flop(self.kind, self.shapes, self.flop)
+
+    @property
     def kind(self) -> str:
         """The kind whose law holds."""
         return law_kind(self.name)
@@ -74,6 +88,11 @@ def _own_kind(op: str, shape: Raw) -> str | None:
         phase = "decode" if shape["tokens"] == 1 else "prefill"
         stem = {"mla": "mla", "selective_scan": "scan", "linear_attention": "linear_attention"}
         return f"{phase}_attention" if op == "attention" else f"{stem[op]}_{phase}"
+    if op == "sdpa":
+        phase = "decode" if shape["tokens"] == 1 else "prefill"
+        return f"{phase}_attention.sdpa"
+    if op in EAGER:
+        return EAGER[op]
     if op == "embedding":
         return "gather"
     return op if op in _BUILD else None
@@ -186,6 +205,7 @@ def _attention(o: Observation) -> Columns:
         head_dim=head_dim,
         rotary_dim=head_dim,
         sliding_window=s.get("window"),
+        causal=bool(s.get("causal", 1)),
     )
     ones, before = np.array([float(tokens)]), np.array([float(context)])
     pairs = seqs * float(spec.chunk_pairs(ones, before)[0])
@@ -240,6 +260,9 @@ def _moe(o: Observation) -> Columns:
 # Values of 16 bits moved for each row and unit of width: what is read and what is written.
 _TENSORS: Mapping[str, float] = {
     "rms_norm": 4,
+    "eager_norm": NORM_BYTES / WIDE,
+    "eager_rotary": ROTARY_BYTES / WIDE,
+    "eager_gate": GATE_BYTES / WIDE,
     "layer_norm": 2,
     "silu_and_mul": 3,
     "gelu": 2,
@@ -257,6 +280,10 @@ def _streaming(o: Observation) -> Columns:
     s = o.shape
     if o.op == "copy":
         rows, width, moved = 1.0, float(s["bytes"]) / WIDE, 2.0 * s["bytes"]
+    elif o.op in ("cache_append", "cache_fill"):
+        each = s["context"] if o.op == "cache_append" else s["tokens"]
+        rows, width = float(s["num_seqs"] * s["kv_heads"] * each), float(s["head_dim"])
+        moved = 2 * WIDE * rows * width
     elif o.op == "moe_routing":
         rows, width = float(s["tokens"]), float(s["num_experts"])
         moved = rows * (width * WIDE + 8 * s["top_k"])

@@ -77,6 +77,7 @@ def steady_window(
     duty: float = 1.0,
     clock: Clock = REAL_CLOCK,
     timeout_s: float = TIMEOUT_S,
+    chunks: int | None = None,
 ) -> Window:
     """Run ``work`` for ``settle_s``, then until a window of ``min_ticks`` counter periods is full.
 
@@ -91,29 +92,33 @@ def steady_window(
         duty: share of time busy; below 1 each chunk is followed by a pause.
         clock: the time that sensor and work run on.
         timeout_s: how long to wait for the next tick before the counter is taken to stand still.
+        chunks: run exactly so many chunks whatever the ticks, where GPUs that work together must
+            all run as many.
 
     Raises:
         WindowRefused: what was seen cannot be trusted; the message names the cause.
         WorkError: the sensor stopped answering.
     """
     limit_w = _power_limit_w(sensor)
-    chunks: list[Chunk] = []
+    done: list[Chunk] = []
     watcher = Watcher(sensor, clock)
     with watcher as trace:
         started_s = clock.now()
 
         def over() -> bool:
+            if chunks is not None:
+                return watcher.failed or len(done) >= chunks
             if watcher.failed or clock.now() - max([started_s, *trace.tick_s[-1:]]) > timeout_s:
                 return True
-            first, last, ticks = trace.ticks_between(*_open(started_s + settle_s, chunks))
+            first, last, ticks = trace.ticks_between(*_open(started_s + settle_s, done))
             return ticks >= min_ticks and last - first >= window_s
 
         if duty >= 1.0:
-            _sustain(work, over, chunks, clock)
+            _sustain(work, over, done, clock)
         else:
-            _pulse(work, over, chunks, clock, duty)
+            _pulse(work, over, done, clock, duty)
         memory_power_w = sensor.memory_power_w()
-    opened_s, closed_s = _open(started_s + settle_s, chunks)
+    opened_s, closed_s = _open(started_s + settle_s, done)
     lost_ticks = verdict.judge(
         trace,
         opened_s,
@@ -121,12 +126,12 @@ def steady_window(
         min_ticks=min_ticks,
         limit_w=limit_w,
         # Power may swing within a chunk and the pause after it.
-        swing_s=median(busy_s for _, busy_s in chunks) / duty,
+        swing_s=median(busy_s for _, busy_s in done) / duty,
     )
     first, last, ticks = trace.ticks_between(opened_s, closed_s)
-    inside = [busy_s for done_s, busy_s in chunks if first <= done_s <= last]
-    call_s = float(np.mean(inside or [busy_s for _, busy_s in chunks])) / work.calls_per_chunk
-    calls = _calls_between(first, last, chunks) * work.calls_per_chunk
+    inside = [busy_s for done_s, busy_s in done if first <= done_s <= last]
+    call_s = float(np.mean(inside or [busy_s for _, busy_s in done])) / work.calls_per_chunk
+    calls = _calls_between(first, last, done) * work.calls_per_chunk
     return Window(
         duration_s=last - first,
         energy_j=trace.energy_between(first, last),

@@ -8,7 +8,7 @@ Time outside the layers goes by sequences.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -19,9 +19,13 @@ from energymodel.steps import Floats, Steps
 from energymodel.workload import Workload
 
 if TYPE_CHECKING:
-    from energymodel.predict import StepCosts
+    from energymodel.costs import StepCosts
 
 SAMPLED = ("lm_head", "sampling")
+
+Sharing = Literal["proportional", "marginal"]
+"""How the energy of a step goes to its requests: by what they ask of each operation (this module), or
+by what each adds and equal parts of the rest (``marginal.py``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,28 +112,46 @@ def _demand(op: Op, steps: Steps) -> tuple[Floats, Floats]:
     if op.asked is not None:
         return op.asked
     if op.component in SAMPLED:
-        return chunks.last.astype(np.float64), np.ones_like(decodes.context)
-    return chunks.tokens.astype(np.float64), np.ones_like(decodes.context)
+        return chunks.last.astype(np.float64), np.full_like(decodes.context, decodes.samples)
+    return chunks.tokens.astype(np.float64), np.full_like(decodes.context, decodes.queries)
 
 
 def bins(
     workload: Workload, schedule: Schedule, costs: "StepCosts", parts: Sequence[Share]
 ) -> tuple[BinEnergy, ...]:
-    """Energy of each bin's requests; idle energy goes by requests, so that bins sum to the total."""
-    steps, size = schedule.steps, len(workload.bins)
+    """Energy of each bin's requests by what they ask of each operation."""
+    return by_bin(workload, schedule, costs, by_request(schedule.steps, parts))
+
+
+def by_request(steps: Steps, parts: Sequence[Share]) -> tuple[Floats, Floats]:
+    """Joules of one request of each row of chunks and of decoding ones, in one iteration."""
     chunks, decodes = steps.chunks, steps.decodes
     chunk_j, decode_j = np.zeros(chunks.step.size), np.zeros(decodes.step.size)
     for part in parts:
         unit_j = np.divide(
-            steps.weight * part.energy_j,
+            part.energy_j,
             part.total,
             out=np.zeros(steps.size),
             where=part.total > 0,
         )
         chunk_j += unit_j[chunks.step] * part.chunk
         decode_j += unit_j[decodes.step] * part.decode
-    prefill = np.bincount(chunks.bin, chunk_j * chunks.count, minlength=size)
-    decode = np.bincount(decodes.bin, decode_j * decodes.count, minlength=size)
+    return chunk_j, decode_j
+
+
+def by_bin(
+    workload: Workload, schedule: Schedule, costs: "StepCosts", each_j: tuple[Floats, Floats]
+) -> tuple[BinEnergy, ...]:
+    """Energy of each bin's requests, from joules of each request in each iteration.
+
+    Idle energy goes by requests, so that bins sum to the total.
+    """
+    steps, size = schedule.steps, len(workload.bins)
+    chunks, decodes, (chunk_j, decode_j) = steps.chunks, steps.decodes, each_j
+    chunk_j = chunk_j * chunks.count * steps.weight[chunks.step]
+    decode_j = decode_j * decodes.count * steps.weight[decodes.step]
+    prefill = np.bincount(chunks.bin, chunk_j, minlength=size)
+    decode = np.bincount(decodes.bin, decode_j, minlength=size)
     counts = np.array([b.count or 0 for b in workload.bins], dtype=np.float64)
     prefill += costs.submit_j * counts / counts.sum()
     return tuple(
@@ -141,7 +163,7 @@ def bins(
             prefill_j=float(p),
             decode_j=float(d),
             energy_per_output_token_j=float(p + d) / (b.output_tokens * (b.count or 0))
-            if b.output_tokens
+            if b.output_tokens and b.count
             else None,
         )
         for b, p, d in zip(workload.bins, prefill, decode, strict=True)

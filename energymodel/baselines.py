@@ -11,7 +11,7 @@ from energymodel.profile import Profile
 from energymodel.steps import Floats, Ints
 
 if TYPE_CHECKING:
-    from energymodel.predict import StepCosts
+    from energymodel.costs import StepCosts
 
 PEAK_DTYPE = "bfloat16"
 # The power law of arXiv 2507.11417 (section 3): above this share of the peak rate it draws the limit.
@@ -24,9 +24,15 @@ FOLDS = 10
 
 
 def estimate(
-    costs: "StepCosts", weight: Floats, profile: Profile, duration_s: float, energy_j: float
+    costs: "StepCosts",
+    weight: Floats,
+    profile: Profile,
+    *,
+    duration_s: float,
+    energy_j: float,
+    gpus: int = 1,
 ) -> dict[str, Baseline]:
-    """Energy of the whole run by each simpler method.
+    """Energy of the whole run on ``gpus`` GPUs by each simpler method.
 
     - ``flop_only``: FLOP at the datasheet's peak rate, at the board's power limit, the estimate
       that arXiv 2504.17674 (section 4) shows to be too low by 27 to 507 %.
@@ -49,8 +55,8 @@ def estimate(
     joules = {
         "flop_only": float(weight @ step_flop_s) * limit_w,
         "roofline": roofline_s * limit_w,
-        "tdp": duration_s * limit_w,
-        "mfu_power_law": _power_law(costs, weight, profile, step_flop_s),
+        "tdp": duration_s * limit_w * gpus,
+        "mfu_power_law": gpus * _power_law(costs, weight, profile, step_flop_s / gpus),
     }
     return {name: Baseline(energy_j=j, ratio=j / energy_j) for name, j in joules.items()}
 

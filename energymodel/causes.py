@@ -26,7 +26,7 @@ from energymodel.steps import Floats, Steps
 
 if TYPE_CHECKING:
     from energymodel.attribution import Share
-    from energymodel.predict import OpCost, StepCosts
+    from energymodel.costs import OpCost, StepCosts
 
 # Operations whose ``weight_bytes`` are weights, which all tokens of a pass share; those of other
 # kinds are cached keys, values and states, of which each sequence has its own.
@@ -104,13 +104,13 @@ def _of_operation(
     hbm_byte_j = memory * energy["hbm_byte_j"]
     weighs = op.kind in WEIGHT_KINDS
     weight_bytes = op.weight_bytes if weighs else np.zeros_like(op.hbm_bytes)
-    core_flop_j = count * energy["flop_j"] * op.flop
+    core_flop_j = count * energy["flop_j"] * op.core_flop
     streamed_j, rows_j = energy["weight_byte_j"] * streamed, energy["row_byte_j"] * rows
     core_weight_j = count * streamed_j if weighs else np.zeros_like(op.hbm_bytes)
     core_data_j = count * (rows_j if weighs else streamed_j + rows_j)
     memory_weight_j = count * hbm_byte_j * weight_bytes
     memory_data_j = count * hbm_byte_j * (hbm_bytes - weight_bytes)
-    full_s, busy_w = cost.full_clock_s, energy["busy_w"]
+    full_s, busy_w = cost.gpus * cost.full_clock_s, energy["busy_w"]
     return np.stack(
         [
             *(count * op.flop, core_flop_j, core_flop_j * scale),
@@ -121,7 +121,7 @@ def _of_operation(
             *(
                 full_s,
                 (static_w + busy_w) * full_s,
-                static_w * cost.seconds + busy_w * full_s * scale,
+                static_w * cost.gpus * cost.seconds + busy_w * full_s * scale,
             ),
         ]
     )

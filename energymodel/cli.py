@@ -10,7 +10,9 @@ from energymodel.commands_doctor import doctor
 from energymodel.commands_explain import explain
 from energymodel.commands_lists import gpus, models, profiles, schema
 from energymodel.commands_measure import measure
+from energymodel.commands_plan import plan
 from energymodel.commands_predict import predict, validate
+from energymodel.commands_speculate import speculate
 from energymodel.errors import InputError, WorkError
 
 __all__ = ["cli", "main"]
@@ -28,7 +30,7 @@ def cli(context: click.Context) -> None:
 
 
 _COMMANDS = (
-    *(predict, calibrate, doctor, measure, validate, bins, explain),
+    *(predict, calibrate, doctor, measure, validate, bins, explain, speculate, plan),
     *(models, gpus, profiles, schema),
 )
 for _command in _COMMANDS:

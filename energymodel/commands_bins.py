@@ -2,16 +2,29 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from energymodel.commands_common import FILE, emit, emit_json, finite, json_option, warn
+from energymodel.commands_common import (
+    FILE,
+    emit,
+    emit_json,
+    finite,
+    gpu_option,
+    json_option,
+    load_profile,
+    profile_option,
+    warn,
+)
+from energymodel.commands_progress import bar
 from energymodel.errors import InputError
 
 if TYPE_CHECKING:
-    from energymodel.traces.lengths import Lengths
+    from energymodel.traces import Columns, Limits, Trace
+    from energymodel.traces.lengths import Lengths, Range
 
 # As ``binning.METHODS`` and ``formats.UNITS``, which would load numpy; a test compares them.
 _METHODS = ("powers-of-two", "quantile", "k-means", "exact")
@@ -83,8 +96,22 @@ _BAR_BYTES = 16 * 1024 * 1024
     metavar="URL",
     help="Engine that holds TRACE as a table, such as duckdb://traces.db or bigquery://project.",
 )
+@click.option(
+    "--model", metavar="M", help="Compare the energy of the bins with a replay of the trace by M."
+)
+@gpu_option
+@profile_option
 @json_option
-def bins(trace: str, out: str | None, *, as_json: bool, **options: Any) -> None:
+def bins(
+    *,
+    trace: str,
+    out: str | None,
+    model: str | None,
+    gpu: str | None,
+    path: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Bins of a request TRACE (CSV, JSONL, JSON or Parquet), and what they distort."""
     from energymodel.traces import Limits, binning, lengths, report
 
@@ -99,6 +126,14 @@ def bins(trace: str, out: str | None, *, as_json: bool, **options: Any) -> None:
     made = report.report(found, binned, online=options["online"], seed=options["seed"])
     if out is not None:
         _write(out, report.bins_document(made))
+    if model is not None:
+        from energymodel.binned_estimate import compare
+
+        chosen = _chosen(model, gpu, path, options)
+        kept = _trace(trace, limits, options)
+        with bar():
+            estimate = compare(kept, found, binned, **chosen)
+        made = replace(made, estimate=estimate, warnings=(*made.warnings, *estimate.warnings))
     if as_json:
         emit_json(made)
         warn(made.warnings)
@@ -106,19 +141,35 @@ def bins(trace: str, out: str | None, *, as_json: bool, **options: Any) -> None:
         emit(report.tables(made))
 
 
-def _lengths(trace: str, options: dict[str, Any]) -> "Lengths":
-    from energymodel.traces import Columns, lengths
+def _chosen(
+    model: str, gpu: str | None, path: str | None, options: dict[str, Any]
+) -> dict[str, Any]:
+    """What a comparison is made with; it needs the trace itself."""
+    from energymodel.deployment import Deployment
+    from energymodel.find_model import find_model
 
-    columns = Columns(
-        arrival=options["arrival_column"],
-        input=options["input_column"],
-        output=options["output_column"],
-        unit=options["time_unit"],
-    )
-    start_s, end_s = options["start_s"], options["end_s"]
-    if end_s is not None and end_s <= start_s:
-        raise InputError(f"--end-s must be above --start-s ({start_s:g}), got {end_s:g}.")
-    part = lengths.Range(start_s=start_s, end_s=end_s)
+    for name in ("sample", "backend"):
+        if options[name] is not None:
+            raise InputError(
+                f"--{name} must be left out with --model: the trace is replayed whole."
+            )
+    profile = load_profile(gpu, path)
+    return {"model": find_model(model)[0], "deployment": Deployment(), "profile": profile}
+
+
+def _trace(trace: str, limits: "Limits", options: dict[str, Any]) -> "Trace":
+    """The requests that the bins were made of."""
+    from energymodel.traces import read_trace, served
+
+    part = _range(options)
+    whole = read_trace(trace, _columns(options), chars_per_token=options["chars_per_token"])
+    return served(whole.within(part.start_s, part.end_s), limits)[0]
+
+
+def _lengths(trace: str, options: dict[str, Any]) -> "Lengths":
+    from energymodel.traces import lengths
+
+    columns, part = _columns(options), _range(options)
     if options["backend"] is not None:
         from energymodel.traces.engines import table_lengths
 
@@ -127,6 +178,26 @@ def _lengths(trace: str, options: dict[str, Any]) -> "Lengths":
         return lengths.read_lengths(
             trace, columns, part, chars_per_token=options["chars_per_token"], progress=progress
         )
+
+
+def _columns(options: dict[str, Any]) -> "Columns":
+    from energymodel.traces import Columns
+
+    return Columns(
+        arrival=options["arrival_column"],
+        input=options["input_column"],
+        output=options["output_column"],
+        unit=options["time_unit"],
+    )
+
+
+def _range(options: dict[str, Any]) -> "Range":
+    from energymodel.traces.lengths import Range
+
+    start_s, end_s = options["start_s"], options["end_s"]
+    if end_s is not None and end_s <= start_s:
+        raise InputError(f"--end-s must be above --start-s ({start_s:g}), got {end_s:g}.")
+    return Range(start_s=start_s, end_s=end_s)
 
 
 @contextmanager

@@ -57,6 +57,17 @@ if TYPE_CHECKING:
     metavar="S",
     help="Stop measuring after this time; --resume goes on from there.",
 )
+@click.option(
+    "--collectives", is_flag=True, help="Measure what several GPUs say to each other instead."
+)
+@click.option(
+    "--gpus",
+    type=click.IntRange(2, 64),
+    default=2,
+    show_default=True,
+    metavar="N",
+    help="With --collectives: on the first N GPUs of this machine.",
+)
 @click.option("--components", is_flag=True, help="Measure the components of one model instead.")
 @click.option("--model", metavar="M", help="With --components: name, config.json or its folder.")
 @click.option("--batch", type=click.IntRange(1, 4096), default=8, show_default=True, metavar="N")
@@ -97,6 +108,10 @@ def calibrate(**options: Any) -> None:
     try:
         if options["components"]:
             _components(folder, options)
+        elif options["collectives"]:
+            from energymodel.commands_collectives import collectives
+
+            collectives(folder, options, _bar)
         else:
             _profile(folder, options)
     except ImportError as error:
@@ -112,6 +127,10 @@ def _check(options: dict[str, Any]) -> None:
         raise InputError(f"{flags} do not go together: choose one.")
     if options["components"] != bool(options["model"]):
         raise InputError("--components and --model go together: name the model to take apart.")
+    if options["components"] and options["collectives"]:
+        raise InputError("--components and --collectives do not go together: choose one.")
+    if options["collectives"] and options["grid"] == "wide":
+        raise InputError("--grid must be quick or full with --collectives, got wide.")
     if options["source"] and options["resume"]:
         raise InputError("--from measures nothing, so there is nothing to --resume.")
     for name, flag in (("source", "--from"), ("runs", "--runs")):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from energymodel.deployment import ENGINES, Deployment
+from energymodel.deployment import ENGINES, SAMPLINGS, Deployment
 from energymodel.errors import InputError
 
 if TYPE_CHECKING:
@@ -89,12 +89,24 @@ def finite(_: click.Context, param: click.Parameter, value: float | None) -> flo
     return value
 
 
+def share(_: click.Context, param: click.Parameter, value: float) -> float:
+    """Refuse what a range lets pass: nan."""
+    if not 0.0 <= value <= 1.0:
+        raise click.BadParameter("it must be a number from 0 to 1", param=param)
+    return value
+
+
 def _flag(
     name: str, kind: click.IntRange | click.FloatRange | click.Choice[str], **more: Any
 ) -> Callable[[Function], Function]:
     """An option with the default of the field of ``Deployment`` that it sets."""
     default = getattr(Deployment(), name.removeprefix("--").replace("-", "_"))
     return click.option(name, type=kind, default=default, show_default=True, **more)
+
+
+def _switch(name: str, text: str) -> Callable[[Function], Function]:
+    """An option that is off unless given."""
+    return click.option(name, is_flag=True, help=text)
 
 
 _SIZE = click.IntRange(1, 1_000_000)
@@ -107,6 +119,16 @@ _DEPLOYMENT = (
     _flag("--engine", click.Choice(ENGINES)),
     _flag("--tensor-parallel-size", _SIZE, metavar="N"),
     _flag("--pipeline-parallel-size", _SIZE, metavar="N"),
+    _flag("--data-parallel-size", _SIZE, metavar="N"),
+    _switch("--enable-expert-parallel", "Experts whole, spread over GPUs."),
+    _flag("--gpus-per-node", _SIZE, metavar="N", help="GPUs joined by the links calibrated."),
+    _flag(
+        "--node-link-bytes-per-s",
+        click.FloatRange(0, 1e15, min_open=True),
+        callback=finite,
+        metavar="RATE",
+        help="What one GPU sends to another node; without it a replica stays on one node.",
+    ),
     _flag("--dtype", click.Choice(("auto", "bfloat16", "float16"))),
     _flag("--quantization", click.Choice(_QUANTIZATIONS)),
     _flag(
@@ -135,6 +157,46 @@ _DEPLOYMENT = (
         metavar="JOULES",
         help="What a byte costs in the memory of this board, where it is not the usual; "
         "`energymodel doctor` measures it.",
+    ),
+    _switch("--enforce-eager", "No CUDA graphs."),
+    _switch("--enable-prefix-caching", "Prompts that begin alike are computed once."),
+    _flag(
+        "--prefix-cache-hit-rate",
+        click.FloatRange(0, 1),
+        callback=share,
+        metavar="SHARE",
+        help="Share of prompt tokens that the prefix cache holds, where bins do not say.",
+    ),
+    _flag(
+        "--sampling",
+        click.Choice(SAMPLINGS),
+        help="The likeliest token, a random one, or a random one of the top-k or top-p.",
+    ),
+    _switch("--penalties", "Repetition, presence or frequency penalties."),
+    _switch("--detokenize", "Text comes out, not token ids."),
+    _switch("--server", "Served over HTTP, tokens streamed (vllm serve)."),
+    click.option(
+        "--speculative-model",
+        metavar="M",
+        help="Draft model of speculative decoding, or ngram.",
+    ),
+    _flag(
+        "--num-speculative-tokens",
+        click.IntRange(0, 64),
+        metavar="N",
+        help="Tokens that are drafted for each step.",
+    ),
+    _flag(
+        "--acceptance-rate",
+        click.FloatRange(0, 1),
+        metavar="SHARE",
+        help="Probability that a draft token is accepted where those before it were.",
+    ),
+    _flag(
+        "--draft-rate",
+        click.FloatRange(0, 1),
+        metavar="SHARE",
+        help="Share of a sequence's steps for which n-grams find a draft.",
     ),
 )
 

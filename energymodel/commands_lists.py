@@ -12,7 +12,16 @@ if TYPE_CHECKING:
     from energymodel.model import ModelSpec
 
 _INPUTS = {"vision": "image", "audio": "audio"}
-SCHEMAS = ("workload", "prediction", "profile", "runs")
+# Documents that are dataclasses: (module, name) of each; the others are structs of ``io``.
+_DATACLASSES = {
+    "prediction": ("energymodel.prediction", "Prediction"),
+    "profile": ("energymodel.profile", "Profile"),
+    "observations": ("calibration.observations", "Observation"),
+    "bins": ("energymodel.traces.report", "Report"),
+    "validation": ("energymodel.validate", "Validation"),
+    "plan": ("energymodel.planning.document", "Plan"),
+}
+SCHEMAS = ("workload", "runs", *_DATACLASSES)
 
 
 @click.command()
@@ -82,24 +91,19 @@ def profiles(as_json: bool) -> None:
 @click.command()
 @click.argument("kind", type=click.Choice(SCHEMAS))
 def schema(kind: str) -> None:
-    """JSON Schema of a file or of an output."""
+    """JSON Schema of a file or of an output; of one line, for runs and observations."""
     from energymodel import io
 
-    if kind in ("prediction", "profile"):
-        emit_json(_output_schema(kind))
-    else:
+    if kind not in _DATACLASSES:
         emit_json(io.schema(kind))
+        return
+    from importlib import import_module
 
-
-def _output_schema(kind: str) -> dict[str, Any]:
     import msgspec
 
-    if kind == "prediction":
-        from energymodel.prediction import Prediction as Document
-    else:
-        from energymodel.profile import Profile as Document  # type: ignore[assignment]
+    module, name = _DATACLASSES[kind]
     draft = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return draft | msgspec.json.schema(Document)
+    emit_json(draft | msgspec.json.schema(getattr(import_module(module), name)))
 
 
 def _show(key: str, rows: list[dict[str, Any]], table: Callable[[Any], Any], as_json: bool) -> None:

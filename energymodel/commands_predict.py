@@ -1,7 +1,7 @@
 """Commands that predict: ``predict`` and ``validate``."""
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -17,43 +17,156 @@ from energymodel.commands_common import (
     model_option,
     profile_option,
     warn,
-    workload_option,
 )
 from energymodel.deployment import Deployment
+from energymodel.errors import InputError
+
+if TYPE_CHECKING:
+    from energymodel.diffusion.pipeline import Pipeline
+    from energymodel.model import ModelSpec
+    from energymodel.prediction import Prediction
+    from energymodel.profile import Profile
+    from energymodel.workload import Workload
+
+_TOGETHER = "--attribution must be proportional where requests arrive in time."
+_WORKLOAD = click.option(
+    "--workload",
+    type=FILE,
+    metavar="BINS.JSON",
+    help="What is asked: numbers of requests, all there at the start, or rates of arrival.",
+)
+_TRACE = click.option(
+    "--trace", type=FILE, metavar="FILE", help="Requests that arrive as they did in a trace."
+)
+_SEED = click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Of arrivals that are drawn at random.",
+)
+_ATTRIBUTION = click.option(
+    "--attribution",
+    "sharing",
+    type=click.Choice(("proportional", "marginal")),
+    default="proportional",
+    show_default=True,
+    help="How bins share the energy of a step: by what they ask of each operation, or by what each "
+    "request adds and an equal part of the rest.",
+)
 
 
 @click.command()
 @model_option
 @gpu_option
-@workload_option
+@_WORKLOAD
+@_TRACE
+@_SEED
 @deployment_options
+@_ATTRIBUTION
 @profile_option
+@click.option("--html", type=FILE, metavar="FILE", help="Write a report as one HTML file as well.")
 @json_option
 def predict(
-    model: str, gpu: str | None, workload: str, path: str | None, as_json: bool, **flags: Any
+    *,
+    model: str,
+    gpu: str | None,
+    workload: str | None,
+    trace: str | None,
+    seed: int,
+    sharing: Literal["proportional", "marginal"],
+    path: str | None,
+    html: str | None,
+    as_json: bool,
+    **flags: Any,
 ) -> None:
-    """Energy of a model on a GPU for a workload."""
+    """Energy of a model on a GPU for a workload, or for a trace as its requests arrived."""
     from energymodel import io, render
-    from energymodel.diffusion.pipeline import Pipeline
+    from energymodel.commands_progress import bar
     from energymodel.find_model import find_any
 
+    if (workload is None) == (trace is None):
+        raise InputError("Name what is asked of the model: one of --workload and --trace.")
+    if trace is not None and sharing != "proportional":
+        raise InputError(_TOGETHER)
     profile = load_profile(gpu, path)
-    bins = io.read_workload(workload)
     spec, warnings = find_any(model)
-    if isinstance(spec, Pipeline):
-        from energymodel.diffusion.predict import predict as predict_pipeline
-
-        prediction = predict_pipeline(spec, Deployment(**flags), bins, profile)
-    else:
-        from energymodel.predict import predict as predict_energy
-
-        prediction = predict_energy(spec, Deployment(**flags), bins, profile)
+    deployment = Deployment(**flags)
+    with bar():
+        if trace is not None:
+            _check_sharing(sharing)
+            prediction = _of_trace(spec, deployment, trace, profile)
+        else:
+            bins = io.read_workload(str(workload))
+            prediction = _of_bins(spec, deployment, bins, profile, seed=seed, sharing=sharing)
     prediction = replace(prediction, warnings=(*warnings, *prediction.warnings))
+    if html is not None:
+        _write_html(prediction, html)
     if as_json:
         emit_json(prediction)
         warn(prediction.warnings)
     else:
         emit(render.prediction(prediction))
+
+
+def _write_html(prediction: "Prediction", path: str) -> None:
+    from pathlib import Path
+
+    from calibration.files import write_whole
+    from energymodel.html_report import html_report
+
+    try:
+        write_whole(Path(path), html_report(prediction))
+    except OSError as error:
+        raise InputError(f"--html {path} cannot be written: {error.strerror}.") from error
+
+
+def _check_sharing(sharing: str) -> None:
+    """Steps of requests that arrive in time are merged: what one of them adds is not known."""
+    if sharing != "proportional":
+        raise InputError(
+            f"--attribution {sharing} is for bins with count; leave it out where requests arrive "
+            "in time."
+        )
+
+
+def _of_trace(
+    spec: "ModelSpec | Pipeline", deployment: Deployment, trace: str, profile: "Profile"
+) -> "Prediction":
+    from energymodel.diffusion.pipeline import Pipeline
+    from energymodel.predict_online import predict_trace
+    from energymodel.traces import read_trace
+
+    if isinstance(spec, Pipeline):
+        raise InputError("--trace holds requests for text; a pipeline needs --workload.")
+    return predict_trace(spec, deployment, read_trace(trace), profile)
+
+
+def _of_bins(
+    spec: "ModelSpec | Pipeline",
+    deployment: Deployment,
+    bins: "Workload",
+    profile: "Profile",
+    *,
+    seed: int,
+    sharing: Literal["proportional", "marginal"],
+) -> "Prediction":
+    from energymodel.diffusion.pipeline import Pipeline
+
+    if isinstance(spec, Pipeline):
+        from energymodel.diffusion.predict import predict as predict_pipeline
+
+        return predict_pipeline(spec, deployment, bins, profile)
+    if bins.online:
+        if sharing != "proportional":
+            raise InputError(_TOGETHER)
+        _check_sharing(sharing)
+        from energymodel.predict_online import predict_online
+
+        return predict_online(spec, deployment, bins, profile, seed=seed)
+    from energymodel.predict import predict as predict_energy
+
+    return predict_energy(spec, deployment, bins, profile, sharing=sharing)
 
 
 @click.command()

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from energymodel import reading
+from energymodel import fabric, reading, served, speculative, uncertainty
 from energymodel.blocks import SoftmaxAttention
+from energymodel.collectives import COMPONENT
 from energymodel.deployment import Deployment
 from energymodel.laws import domain_axes
 from energymodel.model import ModelSpec
@@ -16,7 +17,7 @@ from energymodel.steps import Floats
 from energymodel.workload import Bin, Workload
 
 if TYPE_CHECKING:
-    from energymodel.predict import StepCosts
+    from energymodel.costs import StepCosts
 
 # Factor on the half width (in log energy) of the interval outside the calibrated shapes.
 WIDER = 2.0
@@ -34,9 +35,14 @@ NEGLIGIBLE = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Half width of the interval in log energy, and warnings of one sentence each."""
+    """Half widths of the intervals in log energy and log duration, and warnings of one sentence each.
+
+    ``inner`` is the share of the half width in energy that 80 % of the errors stay below.
+    """
 
     half_width: float
+    duration_half_width: float
+    inner: float
     warnings: tuple[str, ...]
 
 
@@ -51,27 +57,41 @@ def examine(
 ) -> Verdict:
     """Compare what was asked with what was calibrated.
 
-    The interval starts from the 90 % quantile of the errors on held-out models of the same kind
-    and is widened where a warning says that the prediction reaches further.
+    The interval is made of the sources of error (``uncertainty.py``), as wide as runs of held-out
+    models of the same engine ask for, and is widened where a warning says that the prediction
+    reaches further.
     """
-    kernels = [*_assumed_warnings(model), *_kernel_warnings(model, profile)]
+    kernels = [*_assumed_warnings(model), *kernel_warnings(model, profile)]
     reach = [
-        *reading.warnings(model, workload),
+        *reading.warnings(model, workload, deployment.engine),
         *shape_warnings(profile, costs, weight),
         *power_warnings(deployment, profile, costs),
+        *fabric.warnings([cost.op for cost in costs.ops], deployment, profile),
         *_length_warnings(model, workload),
-        *host_warnings(costs, weight),
+        *served.warnings(deployment),
     ]
-    half_width = profile.accuracy.energy_quantile[model.regime]
-    if reach:
-        half_width *= WIDER
     lent, share = borrowed(profile, costs, weight)
-    half_width = max(half_width, float(np.log1p(np.expm1(OTHER_KERNEL) * share)))
-    if kernels or not reading.vllm_serves(model):
-        half_width = max(half_width, OTHER_KERNEL)
+    least = float(np.log1p(np.expm1(OTHER_KERNEL) * share))
+    if kernels or (deployment.engine == "vllm" and not reading.vllm_serves(model)):
+        least = max(least, OTHER_KERNEL)
+    regime = profile.accuracy.regimes[deployment.engine]
+    energy, duration = (
+        max(of.scale(spread) * spread.outer * (WIDER if reach else 1.0), least)
+        for of, spread in zip(
+            uncertainty.sources(costs, weight, profile),
+            (regime.energy, regime.duration),
+            strict=True,
+        )
+    )
     half = deployment.dtype == "float16"
     notes = ["float16 is predicted with the coefficients measured in bfloat16."] if half else []
-    return Verdict(half_width=half_width, warnings=tuple(kernels + lent + reach + notes))
+    notes += [*speculative.warnings(deployment), *served.notes(deployment)]
+    return Verdict(
+        half_width=energy,
+        duration_half_width=duration,
+        inner=regime.energy.inner / regime.energy.outer,
+        warnings=tuple(kernels + lent + reach + host_warnings(costs, weight) + notes),
+    )
 
 
 def _assumed_warnings(model: ModelSpec) -> list[str]:
@@ -82,7 +102,7 @@ def _assumed_warnings(model: ModelSpec) -> list[str]:
     return [f"model_type {named} is not known: predicted is what a Llama of its sizes would take."]
 
 
-def _kernel_warnings(model: ModelSpec, profile: Profile) -> list[str]:
+def kernel_warnings(model: ModelSpec, profile: Profile) -> list[str]:
     """Kernels that no calibration saw: head sizes between the calibrated ones."""
     warnings = []
     known = profile.operations["decode_attention"].sizes.get("head_dim", ())
@@ -103,6 +123,8 @@ def borrowed(profile: Profile, costs: "StepCosts", weight: Floats) -> tuple[list
     found: dict[str, float] = {}
     for cost in costs.ops:
         op = cost.op
+        if op.component == COMPONENT:
+            continue
         name = profile.calibrated_as(op.law)
         # The pooled kind of calls that work row by row is made of them: nothing is borrowed.
         if not op.stands_for and name in (op.law, "elementwise"):
@@ -172,7 +194,7 @@ def shape_warnings(profile: Profile, costs: "StepCosts", weight: Floats) -> list
     seen: dict[tuple[str, str], str] = {}
     for cost in costs.ops:
         step_j = weight * cost.energy_j
-        if float(step_j.sum()) < NEGLIGIBLE * total_j:
+        if cost.op.component == COMPONENT or float(step_j.sum()) < NEGLIGIBLE * total_j:
             continue
         shapes = {name: np.asarray(value) for name, value in cost.op.shape.items()}
         axes = domain_axes(cost.op.kind, shapes)

@@ -47,6 +47,7 @@ class BinJson(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     num_frames: Annotated[int, Meta(ge=1, le=100_000)] | UnsetType = UNSET
     num_inference_steps: Annotated[int, Meta(ge=1, le=10_000)] | UnsetType = UNSET
     guidance_scale: Annotated[float, Meta(ge=0, le=1_000)] | UnsetType = UNSET
+    prefix_tokens: Annotated[int, Meta(ge=0, le=10_000_000)] = 0
 
 
 _ONE_LOAD = Meta(
@@ -73,6 +74,10 @@ class RunJson(Struct, frozen=True, kw_only=True):
     engine: _Name
     tensor_parallel_size: _Size | UnsetType = UNSET
     pipeline_parallel_size: _Size | UnsetType = UNSET
+    data_parallel_size: _Size | UnsetType = UNSET
+    enable_expert_parallel: bool | UnsetType = UNSET
+    gpus_per_node: _Size | UnsetType = UNSET
+    node_link_bytes_per_s: Annotated[float, Meta(gt=0, le=1e15)] | UnsetType | None = UNSET
     dtype: _Name | UnsetType = UNSET
     quantization: _Name | UnsetType | None = UNSET
     kv_cache_dtype: _Name | UnsetType = UNSET
@@ -82,6 +87,17 @@ class RunJson(Struct, frozen=True, kw_only=True):
     block_size: _Size | UnsetType = UNSET
     power_limit_w: Annotated[float, Meta(gt=0, le=100_000)] | UnsetType | None = UNSET
     hbm_byte_j: Annotated[float, Meta(gt=0, le=1)] | UnsetType | None = UNSET
+    enforce_eager: bool | UnsetType = UNSET
+    enable_prefix_caching: bool | UnsetType = UNSET
+    prefix_cache_hit_rate: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
+    sampling: _Name | UnsetType = UNSET
+    penalties: bool | UnsetType = UNSET
+    detokenize: bool | UnsetType = UNSET
+    server: bool | UnsetType = UNSET
+    speculative_model: _Name | UnsetType | None = UNSET
+    num_speculative_tokens: Annotated[int, Meta(ge=0, le=64)] | UnsetType = UNSET
+    acceptance_rate: Annotated[float, Meta(ge=0, le=1)] | UnsetType | None = UNSET
+    draft_rate: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +159,11 @@ def _workload(bins: tuple[BinJson, ...], where: str) -> Workload:
         if (b.count is UNSET) != (bins[0].count is UNSET):
             key = "requests_per_s" if bins[0].count is UNSET else "count"
             raise InputError(f"{where}: bins[{i}] must have {key}, as bins[0] has.")
+        if b.prefix_tokens > b.input_tokens:
+            raise InputError(
+                f"{where}: bins[{i}].prefix_tokens must be at most input_tokens "
+                f"({b.input_tokens:,}), got {b.prefix_tokens:,}."
+            )
         if b.images and UNSET in (b.image_width, b.image_height):
             raise InputError(
                 f"{where}: bins[{i}] has images and must have image_width and image_height, "
@@ -164,6 +185,7 @@ def _workload(bins: tuple[BinJson, ...], where: str) -> Workload:
                     None if b.num_inference_steps is UNSET else b.num_inference_steps
                 ),
                 guidance_scale=None if b.guidance_scale is UNSET else b.guidance_scale,
+                prefix_tokens=b.prefix_tokens,
             )
             for b in bins
         )

@@ -14,20 +14,27 @@ def latencies(
     """(TTFT over requests, ITL over output tokens); None where no token is produced.
 
     TTFT counts from submission, so it includes waiting in the queue. The time between two tokens
-    of a sequence is the duration of the step that makes the second one; the gap that a preemption
-    leaves in a sequence is not counted.
+    of a sequence is the duration of the step that makes the second one, or its share of a step that
+    makes several; the gap that a preemption leaves in a sequence is not counted.
     """
     steps, milestones = schedule.steps, schedule.milestones
-    ends = submit_s + np.cumsum(steps.weight * step_s)
+    ends = submit_s + _since_start(schedule, steps.weight * step_s)
     produces = np.array([b.output_tokens > 0 for b in workload.bins])[milestones.bin]
     first_s = ends[milestones.first_token_row[produces]]
-    ttft = _summary(first_s, milestones.count[produces]) if produces.any() else None
+    ttft = percentiles(first_s, milestones.count[produces]) if produces.any() else None
     tokens = steps.weight * steps.decoding
-    itl = _summary(step_s, tokens) if tokens.any() else None
+    itl = percentiles(step_s / schedule.tokens_per_step, tokens) if tokens.any() else None
     return ttft, itl
 
 
-def _summary(seconds: Floats, count: Floats | Ints) -> Latency:
+def _since_start(schedule: Schedule, row_s: Floats) -> Floats:
+    """Ends of rows since the first row of their lane."""
+    ends = np.concatenate([[0.0], np.cumsum(row_s)])
+    rows = np.diff([*schedule.lanes, row_s.size])
+    return np.asarray(ends[1:] - np.repeat(ends[list(schedule.lanes)], rows))
+
+
+def percentiles(seconds: Floats, count: Floats | Ints) -> Latency:
     """Weighted mean and percentiles (smallest value that covers the share of the weight)."""
     order = np.argsort(seconds)
     values, weights = seconds[order], np.asarray(count, dtype=np.float64)[order]

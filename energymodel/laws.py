@@ -29,6 +29,8 @@ SM_COUNT = 132.0
 L2_BYTES = 62_914_560.0
 """L2 cache of an H200, where no datasheet is at hand."""
 
+# Rows that one warpgroup multiplies in decode attention.
+TILE_ROWS = 64.0
 HEAD_BLOCK = 64.0
 
 TINY = np.finfo(np.float64).tiny
@@ -138,12 +140,13 @@ def moe(s: Shapes, p: Parameters) -> Timed:
 
     ``touched`` experts stream their weights; each gets tokens x top_k / touched rows, padded to
     the best of the block sizes 16 to 128. Alignment costs ``expert_s`` for each touched expert;
-    activations pass through memory in between.
+    activations pass through memory in between. ``imbalance``: of experts spread over GPUs, rows of
+    the GPU with most over the mean.
     """
     n, hidden, inner, top_k = s["tokens"], s["hidden_size"], s["intermediate_size"], s["top_k"]
     up = s.get("up_size", 2.0 * inner)  # gate and up projection in one, unless there is no gate
     touched, sm_count = np.maximum(s["experts_touched"], 1.0), p.get("sm_count", SM_COUNT)
-    rows = n * top_k
+    rows = n * top_k * s.get("imbalance", 1.0)
     best = np.full_like(n, np.inf)
     share = np.zeros_like(n)
     for block_m in (16.0, 32.0, 64.0, 128.0):
@@ -200,6 +203,24 @@ def traffic(
     share = scattered + (1.0 - scattered) * memory_share(moved, l2_bytes)
     spilled = moved * share
     return spilled, moved - spilled, spilled
+
+
+def executed_flop(kind: str, shapes: Mapping[str, Floats | float], flop: Floats) -> Floats:
+    """FLOP that the tensor cores execute, which cost ``flop_j``: of decode attention, padded rows too.
+
+    FlashAttention 3 packs the query heads of a KV head into a tile of rows and multiplies the whole
+    tile with every key: 64 rows for heads of 64 and 128 (``use_one_mma_wg`` in ``hopper/heuristics.h``
+    of vllm-project/flash-attention), 192 for heads of 96, 128 for larger ones (``tile_size_fwd_sm90``
+    in ``hopper/tile_size.h``).
+    """
+    if kind != "decode_attention":
+        return flop
+    head_dim, kv_heads = np.asarray(shapes["head_dim"]), np.asarray(shapes["kv_heads"])
+    between = (head_dim > 64.0) & (head_dim <= 96.0)
+    tiles = np.where(between, 3.0, np.where(head_dim > 128.0, 2.0, 1.0))
+    rows = tiles * TILE_ROWS
+    rows = rows * np.ceil(shapes["heads"] / kv_heads / rows)
+    return np.asarray(4.0 * rows * kv_heads * head_dim * shapes["block_tokens"])
 
 
 def streaming(s: Shapes, p: Parameters) -> Timed:

@@ -10,6 +10,8 @@ from typing import Self
 import numpy as np
 
 from energymodel.dtypes import DTYPE_BYTES, UNPACKED, WIDE, arithmetic, input_bytes
+from energymodel.laws import executed_flop
+from energymodel.parallel import Parallel
 from energymodel.steps import Floats, Ints, Steps
 
 Shape = Mapping[str, Floats | float]
@@ -23,8 +25,10 @@ class Op:
     in what the arithmetic runs, ``stored`` in what weights or cached values are kept. ``flop`` and
     ``hbm_bytes`` are of one call; ``weight_bytes`` is the part of ``hbm_bytes`` that are weights or
     cached keys and values. ``stands_for`` names what really runs where no law of its own exists
-    and that of ``kind`` is borrowed. ``asked`` is what one request of each row of chunks asks of it
-    [n_chunks], and of each row of decoding sequences [n_decodes], in any unit; None: its tokens (or
+    and that of ``kind`` is borrowed. ``kernel``: which of several that do the same,
+    where an engine has another than vLLM. ``captured``: its rows are the tokens of a step, so that
+    an engine that replays CUDA graphs pads them. ``asked`` is what one request of each row of chunks asks
+    of it [n_chunks], and of each row of decoding sequences [n_decodes], in any unit; None: its tokens (or
     its sampled rows, at the end of the model). ``shape`` by kind:
 
     - gemm: ``m`` rows, ``n`` outputs, ``k`` inputs, ``weight_element_bytes``
@@ -38,6 +42,7 @@ class Op:
       ``heads``, ``kv_heads``, ``head_dim``, ``kv_element_bytes``
     - mla_*, scan_*, linear_attention_*: ``blocks`` (pieces that run independently of each other),
       ``steps`` (that follow one another), ``flop``, ``bytes``
+    - collectives (``collectives.py``): ``rows`` of ``row_bytes`` of message each, ``gpus``
     - elementwise, gather, sampling and the kernels that work row by row (``rms_norm``, ``rotary``,
       ...): ``rows``, ``width``, ``bytes`` (as ``hbm_bytes``)
     """
@@ -53,12 +58,24 @@ class Op:
     weight_bytes: Floats
     shape: Shape
     stands_for: str = ""
+    kernel: str = ""
     asked: tuple[Floats, Floats] | None = None
+    captured: bool = False
+
+    @property
+    def core_flop(self) -> Floats:
+        """FLOP of one call that cost energy in the SMs, shape [n_steps]; padding included."""
+        return executed_flop(self.kind, self.shape, self.flop)
 
     @property
     def law(self) -> str:
-        """Name under which a profile holds the operation: its kind, and the format if narrow."""
+        """Name under which a profile holds the operation: its kind, and its kernel or narrow format."""
+        if self.kernel:
+            return f"{self.kind}.{self.kernel}"
         return self.kind if self.stored in WIDE else f"{self.kind}.{self.stored}"
+
+
+ONE_GPU = Parallel()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +85,8 @@ class Context:
     ``source_tokens`` are what cross attention reads for a request of each bin: the prompt of an
     encoder-decoder, the features of images. ``count``, ``formats`` (of weights that are not wide,
     by name) and ``norm_vectors`` (of one normalisation) are those of the layer that is being
-    lowered.
+    lowered. ``parallel``: the GPUs that share the model, of which one is lowered. ``captured``:
+    whether CUDA graphs hold the layers; no engine captures encoders in front of decoders and towers.
     """
 
     steps: Steps
@@ -81,6 +99,8 @@ class Context:
     count: int = 1
     formats: tuple[tuple[str, str], ...] = ()
     norm_vectors: int = 1
+    parallel: Parallel = ONE_GPU
+    captured: bool = True
 
     @property
     def wide(self) -> float:
@@ -145,6 +165,7 @@ def linear(
         },
         stands_for=stands_for,
         asked=asked,
+        captured=rows is None and ctx.captured,
     )
     if entering == ctx.wide:
         return [gemm]

@@ -12,6 +12,8 @@ engine makes in a step, for all steps at once. Conventions:
   the arithmetic too (fp8, int8), inputs are quantised by an elementwise call just before. Norms,
   embeddings, router and LM head keep 16 bits.
 - Images and sound pass the towers of the model in the step that computes the first of their tokens.
+- Where GPUs share a model, the operations are those of one of them, its collectives among them
+  (``sharding.py``, ``collectives.py``); of a pipeline, those of one GPU in each stage.
 - Of an encoder-decoder the prompt passes the encoder; the decoder starts from its start tokens.
 """
 
@@ -20,7 +22,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from energymodel.blocks import CrossAttention
+from energymodel import collectives
+from energymodel.blocks import BesideExperts, Block, CrossAttention, Moe, Together
 from energymodel.deployment import Deployment
 from energymodel.dtypes import DTYPE_BYTES
 from energymodel.errors import InputError
@@ -42,6 +45,8 @@ from energymodel.op_kinds import (
     linear,
     normalise,
 )
+from energymodel.parallel import Parallel, parallel_of
+from energymodel.sharding import shard
 from energymodel.steps import Ints, Steps
 from energymodel.towers import features, loads
 from energymodel.workload import Bin
@@ -65,36 +70,36 @@ def lower(
     """
     source = features(model.towers, bins, steps) if model.encoder is None else prompt_tokens
     ctx = _context(model, deployment, steps, source)
+    vocab_size, model = model.vocab_size, shard(model, ctx.parallel)
     online = quantized(model, deployment.quantization)
     ops = _towers(ctx, model, bins)
     if model.encoder is not None:
         reading = _of_stack(ctx, model.encoder, _prompts(steps, prompt_tokens))
+        reading = replace(reading, captured=False)
         ops += _asked_by(reading, _stack(reading, model, model.encoder, online))
         ctx = _of_stack(ctx, model.text, _generation(steps, prompt_tokens, model.start_tokens))
         ops += _asked_by(ctx, _stack(ctx, model, model.text, online))
     else:
         ops += _stack(ctx, model, model.text, online)
-    return (*ops, *(_head(ctx, model) if model.has_head else []))
+    head = _head(ctx, model, vocab_size) if model.has_head else []
+    return (*ops, *collectives.handed_on(ctx), *head)
 
 
 def _context(
     model: ModelSpec, deployment: Deployment, steps: Steps, source_tokens: Ints
 ) -> Context:
-    for flag in ("tensor_parallel_size", "pipeline_parallel_size"):
-        if getattr(deployment, flag) != 1:
-            raise InputError(f"{flag} must be 1: models split over GPUs are not supported yet")
     dtype = "bfloat16" if deployment.dtype == "auto" else deployment.dtype
     if dtype not in ("bfloat16", "float16"):
         raise InputError(f"dtype is '{deployment.dtype}'; it must be auto, bfloat16 or float16")
-    decodes = steps.decoding
     return Context(
         steps=steps,
         hidden_size=model.hidden_size,
         dtype=dtype,
         kv_element_bytes=_kv_element_bytes(cache_dtype(model, deployment.kv_cache_dtype, dtype)),
-        tokens=steps.sum_chunks(steps.chunks.tokens) + decodes,
-        sampled=steps.sum_chunks(steps.chunks.last) + decodes,
+        tokens=steps.tokens,
+        sampled=steps.sampled,
         source_tokens=source_tokens,
+        parallel=parallel_of(deployment),
     )
 
 
@@ -114,6 +119,8 @@ def _kv_element_bytes(kv_cache_dtype: str) -> float:
 def _towers(ctx: Context, model: ModelSpec, bins: Sequence[Bin]) -> list[Op]:
     """What runs for the images and the sound of the prompts, in 16 bits."""
     ops: list[Op] = []
+    # Towers are taken to run whole on every GPU.
+    ctx = replace(ctx, parallel=Parallel(), captured=False)
     for tower, load_of in loads(model.towers, ctx.steps, bins):
         for part in tower.parts:
             load, work = load_of[part.rows], part.work
@@ -135,13 +142,12 @@ def _towers(ctx: Context, model: ModelSpec, bins: Sequence[Bin]) -> list[Op]:
 
 def _of_stack(ctx: Context, stack: Stack, steps: Steps) -> Context:
     """The context of another stack, on other steps."""
-    decodes = steps.decoding
     return replace(
         ctx,
         steps=steps,
         hidden_size=stack.hidden_size,
-        tokens=steps.sum_chunks(steps.chunks.tokens) + decodes,
-        sampled=steps.sum_chunks(steps.chunks.last) + decodes,
+        tokens=steps.tokens,
+        sampled=steps.sampled,
     )
 
 
@@ -188,7 +194,9 @@ def _asked_by(ctx: Context, ops: list[Op]) -> list[Op]:
 
 def _stack(ctx: Context, model: ModelSpec, stack: Stack, online: str | None) -> list[Op]:
     """Embedding, all layers and the normalisation behind the last, and what is around them."""
-    ops = [_embedding(ctx, model)] if stack.embeds else []
+    ops = []
+    if stack.embeds:
+        ops = [_embedding(ctx, model), *collectives.all_reduce(ctx, "embedding_all_reduce")]
     ops += [op for end in stack.before for op in end.operations(ctx)]
     for layer, count in stack.layer_groups():
         formats = layer_formats(layer, stack.hidden_size, online)
@@ -215,8 +223,7 @@ def _with_images(ctx: Context) -> Context:
         chunks=replace(chunks, count=np.where(seen[chunks.bin], chunks.count, 0)),
         decodes=replace(decodes, count=np.where(seen[decodes.bin], decodes.count, 0)),
     )
-    tokens = kept.sum_chunks(kept.chunks.tokens) + kept.decoding
-    return replace(ctx, steps=kept, tokens=tokens)
+    return replace(ctx, steps=kept, tokens=kept.tokens)
 
 
 def _layer(ctx: Context, layer: LayerSpec) -> list[Op]:
@@ -228,13 +235,22 @@ def _within(ctx: Context, layer: LayerSpec) -> list[Op]:
     """Blocks within residual connections, their norms and sums."""
     if layer.layout in ("parallel", "parallel_two"):
         norms = [_norm(ctx, name, 2) for name in _names(layer)[: layer.norms]]
-        blocks = [op for block in layer.blocks for op in block.operations(ctx)]
+        blocks = [op for block in layer.blocks for op in _summed(ctx, block)]
         return [*norms, *blocks, _residual(ctx, len(layer.blocks) + 2)]
     ops: list[Op] = []
     for block, name in zip(layer.blocks, _names(layer), strict=True):
         before, after = _around(ctx, layer, name)
-        ops += [*before, *block.operations(ctx), *after]
+        ops += [*before, *_summed(ctx, block), *after]
     return ops
+
+
+def _summed(ctx: Context, block: Block) -> list[Op]:
+    """The calls of a block, and what adds up the parts that GPUs computed of its result."""
+    parts = block.parts if isinstance(block, Together | BesideExperts) else (block,)
+    # Behind experts that route different tokens on each GPU, nothing is left to add up.
+    done = sum(isinstance(part, Moe) and ctx.parallel.sequence_parallel for part in parts)
+    sums = collectives.all_reduce(ctx, "all_reduce") * (len(parts) - done)
+    return [*block.operations(ctx), *sums]
 
 
 def _names(layer: LayerSpec) -> list[str]:
@@ -290,9 +306,12 @@ def _embedding(ctx: Context, model: ModelSpec) -> Op:
     )
 
 
-def _head(ctx: Context, model: ModelSpec) -> list[Op]:
-    """Sampled rows only: gather, LM head, greedy sampling."""
-    h, vocabulary, rows = ctx.hidden_size, model.vocab_size, ctx.sampled
+def _head(ctx: Context, model: ModelSpec, vocab_size: int) -> list[Op]:
+    """Sampled rows only: gather, LM head, greedy sampling.
+
+    Where GPUs share the LM head, each samples from the gathered logits of ``vocab_size`` tokens.
+    """
+    h, rows = ctx.hidden_size, ctx.sampled
     ops = [
         elementwise(
             ctx,
@@ -307,22 +326,23 @@ def _head(ctx: Context, model: ModelSpec) -> list[Op]:
             ctx,
             "lm_head",
             "lm_head",
-            n=vocabulary,
+            n=model.vocab_size,
             k=model.embedding_size or h,
             bias=model.lm_head_bias,
             rows=rows,
         ),
+        *collectives.gathered_logits(ctx, vocab_size),
     ]
     if model.final_logit_softcapping is not None:
-        ops.append(in_place(ctx, "logit_softcap", "lm_head", width=vocabulary, rows=rows))
+        ops.append(in_place(ctx, "logit_softcap", "lm_head", width=vocab_size, rows=rows))
     # Logits are read once, written as float32, and read again for the maximum.
-    row_bytes = vocabulary * (ctx.wide + 4 + 4)
+    row_bytes = vocab_size * (ctx.wide + 4 + 4)
     ops.append(
         elementwise(
             ctx,
             "sampling",
             "sampling",
-            width=vocabulary,
+            width=vocab_size,
             row_bytes=row_bytes,
             rows=rows,
             kind="sampling",

@@ -1,20 +1,28 @@
 """The straight line from a workload to joules: schedule, lower, time, power, sum."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 import numpy as np
 
-from energymodel import attribution, baselines, domain, latency, power
+from energymodel import (
+    attribution,
+    baselines,
+    domain,
+    fabric,
+    latency,
+    marginal,
+    power,
+    uncertainty,
+)
 from energymodel.causes import PhaseShare, by_phase, serving_shares
+from energymodel.costs import StepCosts, demand, planned, step_costs, with_engine
 from energymodel.deployment import LEAST_BYTE_J, MOST_BYTE_J, Deployment
-from energymodel.engines import EngineTime, engine_of
+from energymodel.engines import engine_of
 from energymodel.errors import InputError
-from energymodel.hardware import GpuSpec
-from energymodel.laws import traffic
 from energymodel.model import ModelSpec
 from energymodel.ops import Op
-from energymodel.power import StepLoad
+from energymodel.parallel import parallel_of
 from energymodel.prediction import (
     BinEnergy,
     Clock,
@@ -24,54 +32,27 @@ from energymodel.prediction import (
     Prediction,
 )
 from energymodel.profile import Profile
-from energymodel.reading import served_workload
+from energymodel.replicas import side_by_side
 from energymodel.serving import Schedule
-from energymodel.settling import on_other_boards, settle
 from energymodel.steps import Floats, Steps
-from energymodel.timing import OpTime, op_times
-from energymodel.workload import Bin, Workload
+from energymodel.workload import Workload
 
 INTERVAL_LEVEL = 0.9
 # A step counts as power limited when its clock is this far below the maximum.
 LIMITED_BELOW = 0.995
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpCost:
-    """One operation of every step, all of its calls: seconds and joules at the step's clock."""
-
-    op: Op
-    seconds: Floats
-    energy_j: Floats
-    full_clock_s: Floats
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepCosts:
-    """Time and energy of each step (one iteration), shape [n_steps], static power included.
-
-    ``overhead_*`` are inside ``step_*``: GPU time outside the layers and waiting for the host,
-    whose launches take ``launch_s``. ``other_boards``: energy of the run on the boards whose memory
-    costs least and most, over that on the board asked for.
-    """
-
-    ops: tuple[OpCost, ...]
-    step_s: Floats
-    step_j: Floats
-    overhead_s: Floats
-    overhead_j: Floats
-    relative_clock: Floats
-    launch_s: Floats
-    submit_s: float
-    submit_j: float
-    static_w: float
-    other_boards: tuple[float, float] = (1.0, 1.0)
-
-
 def predict(
-    model: ModelSpec, deployment: Deployment, workload: Workload, profile: Profile
+    model: ModelSpec,
+    deployment: Deployment,
+    workload: Workload,
+    profile: Profile,
+    *,
+    sharing: attribution.Sharing = "proportional",
 ) -> Prediction:
     """Energy, time and latency of ``workload`` on one replica of ``model``.
+
+    ``sharing``: how the energy of a step goes to its requests, for the energy of the bins.
 
     Raises:
         InputError: the deployment, model or workload is outside what can be predicted; the
@@ -80,24 +61,23 @@ def predict(
     check(deployment, profile)
     served, schedule = planned(model, deployment, workload, profile.gpu)
     costs = step_costs(model, deployment, served, schedule, profile)
-    return _prediction(model, deployment, workload, profile, schedule=schedule, costs=costs)
-
-
-def planned(
-    model: ModelSpec, deployment: Deployment, workload: Workload, gpu: GpuSpec
-) -> tuple[Workload, Schedule]:
-    """The requests as the model sees them, and the steps in which they are served.
-
-    Raises:
-        InputError: the model cannot do what a bin asks for, or a request does not fit.
-    """
-    served = served_workload(model, workload)
-    return served, engine_of(deployment).schedule(model, deployment, served, gpu)
+    price = None
+    if sharing == "marginal":
+        price = _step_price(model, deployment, served, profile, costs.static_w)
+    found = composed(
+        model, deployment, workload, profile, schedule=schedule, costs=costs, price=price
+    )
+    return replace(found, attribution=sharing)
 
 
 def check(deployment: Deployment, profile: Profile) -> None:
     """Refuse what the profile cannot answer."""
-    engine_of(deployment)
+    engine = engine_of(deployment)
+    if parallel_of(deployment).gpus > 1 and not engine.several_gpus:
+        raise InputError(
+            f"engine {deployment.engine} serves on one GPU: tensor_parallel_size, "
+            "pipeline_parallel_size and data_parallel_size must be 1."
+        )
     if deployment.engine not in profile.engines:
         raise InputError(
             f"profile '{profile.name}' has no calibration of engine {deployment.engine}; it has: "
@@ -122,134 +102,30 @@ def check(deployment: Deployment, profile: Profile) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Demand:
-    """The operations of every step at full clock, without what the engine adds.
-
-    Lists run over operations; ``core_j`` and ``hbm_j`` are of all calls of a step, above static
-    power, in the SMs and in the memory. Arrays have shape [n_steps].
-    """
-
-    ops: tuple[Op, ...]
-    times: list[OpTime]
-    core_j: list[Floats]
-    hbm_j: list[Floats]
-
-    def load(self) -> StepLoad:
-        """Sums over operations."""
-        seconds = sum(t.seconds * o.count for o, t in zip(self.ops, self.times, strict=True))
-        clocked_s = sum(t.clocked * o.count for o, t in zip(self.ops, self.times, strict=True))
-        return StepLoad(
-            fixed_s=np.asarray(seconds - clocked_s),
-            clocked_s=np.asarray(clocked_s),
-            core_j=np.asarray(sum(self.core_j)),
-            hbm_j=np.asarray(sum(self.hbm_j)),
-        )
-
-
-def demand(
+def _step_price(
     model: ModelSpec,
     deployment: Deployment,
-    steps: Steps,
+    served: Workload,
     profile: Profile,
-    bins: Sequence[Bin] = (),
-) -> Demand:
-    """Lower the steps to operations, time each and find its energy at full clock.
+    static_w: float,
+) -> Callable[[Steps], Floats]:
+    """Energy of any steps, each at the clock that it would settle at; nothing runs no step."""
 
-    ``bins``: what is asked for, as the model sees it.
-    """
-    engine = engine_of(deployment)
-    prompt_tokens = np.array([b.input_tokens for b in bins], dtype=np.int64)
-    ops = engine.lower(model, deployment, steps, prompt_tokens, bins)
-    return priced(ops, deployment, profile, lambda rows: engine.padded(rows, deployment))
+    def price(steps: Steps) -> Floats:
+        wanted = demand(model, deployment, steps, profile, served.bins).load()
+        engine = engine_of(deployment).time(model, deployment, steps, profile, served)
+        load, _ = with_engine(wanted, engine)
+        p = profile.power
+        cap_w = p.limit_share.value * (deployment.power_limit_w or profile.gpu.power_limit_w)
+        clock = power.limited_clock(load, static_w, p.exponent.value, cap_w)
+        watts = power.mean_power_w(load, clock, static_w, p.exponent.value)
+        energy_j = watts * (load.fixed_s + load.clocked_s / clock)
+        return np.where(steps.tokens > 0, energy_j, 0.0)
 
-
-def priced(
-    ops: tuple[Op, ...],
-    deployment: Deployment,
-    profile: Profile,
-    padded: Callable[[Floats], Floats],
-) -> Demand:
-    """Time each operation and find its energy at full clock; ``padded`` as in ``op_times``."""
-    memory = profile.memory_over_usual(deployment.hbm_byte_j)
-    times = op_times(ops, profile, padded)
-    core, hbm = [], []
-    for op, time in zip(ops, times, strict=True):
-        estimates = profile.operation(op.law).energy
-        energy = {name: estimate.value for name, estimate in estimates.items()}
-        row_bytes, l2_bytes = op.hbm_bytes - op.weight_bytes, profile.gpu.l2_bytes
-        weights, rows, hbm_bytes = traffic(op.kind, op.shape, op.weight_bytes, row_bytes, l2_bytes)
-        core_j = power.core_energy_j(energy, op.flop, weights, rows, time.seconds)
-        core.append(op.count * core_j)
-        hbm.append(op.count * memory * energy["hbm_byte_j"] * hbm_bytes)
-    return Demand(ops=ops, times=times, core_j=core, hbm_j=hbm)
+    return price
 
 
-def with_engine(load: StepLoad, engine: EngineTime) -> tuple[StepLoad, Floats]:
-    """(load with what the engine adds, seconds that the GPU waits for the host); [n_steps].
-
-    A step lasts as long as the GPU's work or the host's launches, whichever is longer.
-    """
-    gpu_s = load.fixed_s + load.clocked_s + engine.outside_s
-    waiting_s = np.maximum(engine.launch_s - gpu_s, 0.0)
-    whole = StepLoad(
-        fixed_s=load.fixed_s + engine.outside_s + waiting_s,
-        clocked_s=load.clocked_s,
-        core_j=load.core_j + engine.outside_w * engine.outside_s,
-        hbm_j=load.hbm_j,
-    )
-    return whole, waiting_s
-
-
-def step_costs(
-    model: ModelSpec,
-    deployment: Deployment,
-    workload: Workload,
-    schedule: Schedule,
-    profile: Profile,
-) -> StepCosts:
-    """Time and energy of every step and of every operation in it."""
-    steps = schedule.steps
-    wanted = demand(model, deployment, steps, profile, workload.bins)
-    engine = engine_of(deployment).time(model, deployment, steps, profile, workload)
-    return settled(wanted, engine, steps.weight, deployment, profile)
-
-
-def settled(
-    wanted: Demand, engine: EngineTime, weight: Floats, deployment: Deployment, profile: Profile
-) -> StepCosts:
-    """Costs at the clock and the temperature of the run; ``weight`` is how often each step runs."""
-    load, waiting_s = with_engine(wanted.load(), engine)
-    run = (load, weight, engine.submit_s, deployment, profile)
-    clock, static_w = settle(*run)
-    scale = clock**profile.power.exponent.value
-    costs = []
-    for op, time, core_j, hbm_j in zip(
-        wanted.ops, wanted.times, wanted.core_j, wanted.hbm_j, strict=True
-    ):
-        seconds = op.count * (time.seconds + time.clocked * (1.0 / clock - 1.0))
-        energy_j = static_w * seconds + core_j * scale + hbm_j
-        full_clock_s = op.count * time.seconds
-        cost = OpCost(op=op, seconds=seconds, energy_j=energy_j, full_clock_s=full_clock_s)
-        costs.append(cost)
-    overhead_s = engine.outside_s + waiting_s
-    overhead_j = static_w * overhead_s + engine.outside_w * engine.outside_s * scale
-    return StepCosts(
-        ops=tuple(costs),
-        step_s=np.asarray(sum((c.seconds for c in costs), overhead_s)),
-        step_j=np.asarray(sum((c.energy_j for c in costs), overhead_j)),
-        overhead_s=overhead_s,
-        overhead_j=overhead_j,
-        relative_clock=clock,
-        launch_s=engine.launch_s,
-        submit_s=engine.submit_s,
-        submit_j=static_w * engine.submit_s,
-        static_w=static_w,
-        other_boards=on_other_boards(*run),
-    )
-
-
-def _prediction(
+def composed(
     model: ModelSpec,
     deployment: Deployment,
     workload: Workload,
@@ -257,9 +133,24 @@ def _prediction(
     *,
     schedule: Schedule,
     costs: StepCosts,
+    price: Callable[[Steps], Floats] | None = None,
+    latencies: tuple[Latency | None, Latency | None] | None = None,
 ) -> Prediction:
+    """What the steps of a schedule and their costs amount to.
+
+    ``price``: of steps, for a marginal attribution. ``latencies``: to the first token and between
+    tokens, where requests were not all there at the start.
+    """
     weight = schedule.steps.weight
+    verdict = domain.examine(model, deployment, workload, profile, costs=costs, weight=weight)
+    if latencies is None:
+        latencies = latency.latencies(workload, schedule, costs.step_s, costs.submit_s)
+    costs = side_by_side(costs, schedule, parallel_of(deployment))
     parts = attribution.shares(schedule, costs)
+    if price is None:
+        each_j = attribution.by_request(schedule.steps, parts)
+    else:
+        each_j = marginal.by_request(schedule.steps, costs.step_j, price)
     return summary(
         model.name,
         deployment,
@@ -267,15 +158,15 @@ def _prediction(
         profile,
         costs=costs,
         weight=weight,
-        verdict=domain.examine(model, deployment, workload, profile, costs=costs, weight=weight),
+        verdict=verdict,
         phases=attribution.phases(schedule, costs, parts),
         bins=tuple(
             replace(energy, media_tokens=sum(tower.tokens(b) for tower in model.towers))
             for energy, b in zip(
-                attribution.bins(workload, schedule, costs, parts), workload.bins, strict=True
+                attribution.by_bin(workload, schedule, costs, each_j), workload.bins, strict=True
             )
         ),
-        latencies=latency.latencies(workload, schedule, costs.step_s, costs.submit_s),
+        latencies=latencies,
         shares=serving_shares(schedule.steps, parts),
     )
 
@@ -302,12 +193,21 @@ def summary(
     energy_j = float(weight @ costs.step_j) + costs.submit_j
     busy_s = weight * costs.step_s
     limited_s = float(busy_s[costs.relative_clock < LIMITED_BELOW].sum())
-    spread = float(np.exp(verdict.half_width))
+    lower, upper = uncertainty.ends(
+        verdict.half_width,
+        verdict.inner * verdict.half_width,
+        uncertainty.boards(costs.other_boards, profile),
+    )
+    widest = float(np.exp(verdict.duration_half_width))
     requests, output_tokens = int(workload.requests), int(workload.output_tokens)
-    simpler = baselines.estimate(costs, weight, profile, duration_s, energy_j)
+    gpus = parallel_of(deployment).gpus
+    simpler = baselines.estimate(
+        costs, weight, profile, duration_s=duration_s, energy_j=energy_j, gpus=gpus
+    )
     return Prediction(
         model=model,
         gpu=profile.gpu.name,
+        gpus=gpus,
         engine=deployment.engine,
         deployment=asdict(deployment),
         requests=requests,
@@ -315,10 +215,8 @@ def summary(
         output_tokens=output_tokens,
         duration_s=duration_s,
         energy_j=energy_j,
-        energy_interval_j=(
-            energy_j * costs.other_boards[0] / spread,
-            energy_j * costs.other_boards[1] * spread,
-        ),
+        energy_interval_j=(energy_j * float(np.exp(lower)), energy_j * float(np.exp(upper))),
+        duration_interval_s=(duration_s / widest, duration_s * widest),
         interval_level=INTERVAL_LEVEL,
         mean_power_w=energy_j / duration_s,
         energy_per_request_j=energy_j / requests,
@@ -343,8 +241,15 @@ def summary(
             "kind": profile.kind,
             "boundary": "gpu",
             **profile.provenance,
+            **_links([cost.op for cost in costs.ops], profile),
         },
     )
+
+
+def _links(ops: Sequence[Op], profile: Profile) -> dict[str, str]:
+    """Where what is known of the links comes from, if they are used."""
+    origin = fabric.origin(ops, profile)
+    return {} if origin is None else {"collectives": origin}
 
 
 def _of_origin(profile: Profile) -> tuple[str, ...]:

@@ -98,19 +98,43 @@ class Clock:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Online:
+    """What became of requests that arrived in time, over the span of the prediction.
+
+    ``requests_per_s`` arrived, ``capacity_requests_per_s`` is what the replica serves of the same
+    requests when some always wait (None where that was not asked). ``utilisation``: share of the
+    time in which a step ran. ``running`` and ``waiting``: requests at a time, in the mean.
+    ``saturated``: the queue grew without end, so that latencies say how long it was looked at.
+    ``queue_s`` until the first chunk of a prompt ran, ``e2e_s`` until the last token.
+    """
+
+    arrivals: str
+    seed: int | None
+    requests_per_s: float
+    capacity_requests_per_s: float | None
+    saturated: bool
+    utilisation: float
+    running: float
+    waiting: float
+    queue_s: Latency
+    e2e_s: Latency
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """Energy, time and latency of one workload on one replica.
 
     ``energy_j`` is gross over all GPUs of the replica and the whole run, idle included; boundary
-    "gpu". ``energy_interval_j`` holds the energy of a measured run with probability
-    ``interval_level``. ``power_limited_share`` is the share of time that the power limit held the
-    clock below its maximum. Fields that make no sense for the workload (latency of an output
+    "gpu". ``energy_interval_j`` and ``duration_interval_s`` hold the energy and the duration of a
+    measured run with probability ``interval_level``. ``power_limited_share`` is the share of time
+    that the power limit held the clock below its maximum. Fields that make no sense for the workload (latency of an output
     that is never produced) are None.
     """
 
     schema_version: int = 1
     model: str
     gpu: str
+    gpus: int = 1
     engine: str
     deployment: Mapping[str, Any]
     boundary: str = "gpu"
@@ -120,6 +144,7 @@ class Prediction:
     duration_s: float
     energy_j: float
     energy_interval_j: tuple[float, float]
+    duration_interval_s: tuple[float, float]
     interval_level: float
     mean_power_w: float
     energy_per_request_j: float
@@ -135,6 +160,8 @@ class Prediction:
     clock_hz: Clock
     power_limited: bool
     power_limited_share: float
+    online: Online | None = None
     causes: Mapping[str, PhaseCauses] = field(default_factory=dict)
+    attribution: str = "proportional"
     warnings: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)

@@ -23,9 +23,13 @@ from energymodel.laws import LAWS, PARAMETERS, REQUIRED, STREAMING_KINDS, kind_o
 # Names that a prediction looks up.
 ENGINE: Mapping[str, tuple[str, ...]] = {
     "vllm": (
-        "submit_s", "submit_request_s", "submit_token_s", "launch_graph_layer_s", "launch_layer_s",
+        "host_step_s", "submit_request_s", "submit_token_s", "launch_graph_layer_s", "launch_layer_s",
         "launch_experts_s", "launch_shared_expert_s", "launch_token_s", "step_s", "layer_s",
         "sequence_s", "outside_w",
+    ),
+    "transformers": (
+        "launch_product_s", "launch_row_s", "launch_attention_s", "launch_layer_s", "pass_s",
+        "token_s", "generate_s",
     ),
 }  # fmt: skip
 ENERGY = ("flop_j", "weight_byte_j", "row_byte_j", "busy_w", "hbm_byte_j")
@@ -133,19 +137,81 @@ class PowerProfile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Accuracy:
-    """Errors on whole runs of models held out of the fit; what prediction intervals are made of.
+class Spread:
+    """What errors on whole runs of models held out of the fit are made of; ``uncertainty.py``.
 
-    ``energy_quantile`` and ``duration_quantile`` are the 90 % quantiles of the absolute log
-    error, by regime ("dense", "moe"); ``board_energy`` and ``board_duration`` the standard
-    deviation of the log ratio between boards.
+    ``model`` is the standard deviation of the log error that no source explains, ``outside`` that
+    of the time outside the operations. ``inner`` and ``outer`` are how many scales (of
+    ``uncertainty.Sources``) 80 % and 90 % of the errors stay below.
     """
 
-    energy_quantile: Mapping[str, float]
-    duration_quantile: Mapping[str, float]
+    model: float
+    outside: float
+    inner: float
+    outer: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Regime:
+    """Errors of one engine, over ``runs`` of ``models`` that were left out of the fit in turn."""
+
+    energy: Spread
+    duration: Spread
+    runs: int
+    models: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """What prediction intervals are made of: errors on whole runs, by engine, and between boards.
+
+    ``board_energy`` and ``board_duration`` are the standard deviations of the log ratio between
+    boards with the same kind of memory.
+    """
+
+    regimes: Mapping[str, Regime]
     board_energy: float
     board_duration: float
-    runs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectiveProfile:
+    """A collective of ``gpus`` GPUs under one library ("nccl", or "vllm" for its own all-reduce).
+
+    ``fabric.py`` has the equations; ``left_over`` are (message bytes, log of measured over law).
+    ``time_error`` and ``energy_error`` are median absolute relative errors on sizes held out.
+    """
+
+    kind: str
+    library: str
+    gpus: int
+    latency_s: Estimate
+    bus_bytes_per_s: Estimate
+    wire_byte_j: Estimate
+    busy_w: Estimate
+    left_over: tuple[tuple[float, float], ...] = ()
+    time_error: float
+    energy_error: float
+    stack: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FabricProfile:
+    """The links between GPUs of one node: collectives, and what waiting for another GPU costs.
+
+    ``wait_w``: above static power, of a GPU that waits inside a collective. ``link`` and
+    ``environment`` are what they were measured with. ``skew``: share of its time that a collective
+    takes longer in a model than back to back, for GPUs come to it one after the other. ``workers``: what vLLM adds that serves with
+    several processes (``engines/vllm_workers.py``).
+    """
+
+    collectives: tuple[CollectiveProfile, ...]
+    wait_w: Estimate
+    link: str
+    environment: Mapping[str, str]
+    boards: tuple[str, ...] = ()
+    skew: Estimate = Estimate(value=0.0, stderr=0.0, unit="1")
+    workers: Mapping[str, Estimate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +232,7 @@ class Profile:
     accuracy: Accuracy
     provenance: Mapping[str, Any]
     memory: tuple[MemoryKind, ...] = ()
+    fabric: FabricProfile | None = None
 
     def memory_over_usual(self, byte_j: float | None) -> float:
         """What a byte costs in a memory over the usual one, which ``operations`` hold.
@@ -258,9 +325,9 @@ def _read(path: str) -> Profile:
 def _problems(profile: Profile) -> Iterator[tuple[str, str]]:
     """What a prediction would stumble over: (field, what is wrong with it)."""
     yield from _engine_problems(profile.engines)
-    for regime in ("dense", "moe"):
-        if regime not in profile.accuracy.energy_quantile:
-            yield f"accuracy.energy_quantile.{regime}", "is missing"
+    for engine in profile.engines:
+        if engine not in profile.accuracy.regimes:
+            yield f"accuracy.regimes.{engine}", "is missing"
     if not 0 < profile.power.limit_share.value <= MOST_LIMIT_SHARE:
         yield "power.limit_share.value", f"must be above 0 and at most {MOST_LIMIT_SHARE:g}"
     for kind in REQUIRED:

@@ -84,8 +84,10 @@ def media_tokens(model: ModelSpec, index: int, b: Bin) -> int:
         raise InputError(f"bins[{index}]: {error}.") from error
 
 
-def warnings(model: ModelSpec, workload: Workload) -> list[str]:
-    """What is assumed of a model of a kind of which none was measured."""
+def warnings(model: ModelSpec, workload: Workload, engine: str = "vllm") -> list[str]:
+    """What is assumed of a model of a kind of which none was measured under an engine."""
+    if engine != "vllm":
+        return []  # it refuses what it was not calibrated for
     found = []
     if model.kind != "decoder":
         found.append(

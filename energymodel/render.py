@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Group, RenderableType
     from rich.table import Table
 
-    from energymodel.prediction import Latency, Prediction
+    from energymodel.prediction import Latency, Online, Prediction
 
 MAX_ROWS = 20
 
@@ -113,27 +113,42 @@ def prediction(p: "Prediction") -> "Group":
 
 
 def _header(p: "Prediction") -> "Group":
+    title, load = headings(p)
+    return stack([line(title, "bold"), line(load)])
+
+
+def headings(p: "Prediction") -> tuple[str, str]:
+    """What runs where, and what is asked of it."""
     flags = changed_flags(p.deployment)
-    title = f"{p.model} on {p.gpu}, {p.engine}" + (f" {' '.join(flags)}" if flags else "")
+    gpus = p.gpu if p.gpus == 1 else f"{p.gpus} x {p.gpu}"
+    title = f"{p.model} on {gpus}, {p.engine}" + (f" {' '.join(flags)}" if flags else "")
     media = sum(b.count * b.media_tokens for b in p.bins)
     shown = f" input (and {media:,} of images and sound) and " if media else " input and "
     load = (
         f"{integer(p.requests)} requests, {integer(p.input_tokens)}{shown}"
         f"{integer(p.output_tokens)} output tokens"
     )
-    return stack([line(title, "bold"), line(load)])
+    return title, load
 
 
 def _totals(p: "Prediction") -> "Table":
-    low, high = p.energy_interval_j
-    interval = f"{quantity(low, ENERGY)} to {quantity(high, ENERGY)}"
+    grid = columns()
+    for key, value in totals(p):
+        grid.add_row(key, value)
+    return grid
+
+
+def totals(p: "Prediction") -> list[tuple[str, str]]:
+    """Names and values of what holds for the whole run."""
+    name = f"{100 * p.interval_level:.0f} % interval"
     clock = quantity(p.clock_hz.mean, HERTZ)
     if p.power_limited:
         clock += f", power limited {percent(p.power_limited_share)} of the time"
     rows = [
         ("energy", quantity(p.energy_j, ENERGY)),
-        (f"{100 * p.interval_level:.0f} % interval", interval),
+        (name, _interval(p.energy_interval_j, ENERGY)),
         ("duration", quantity(p.duration_s, TIME)),
+        (name, _interval(p.duration_interval_s, TIME)),
         ("mean power", quantity(p.mean_power_w, POWER)),
         ("mean clock", clock),
         ("energy per request", quantity(p.energy_per_request_j, ENERGY)),
@@ -141,12 +156,29 @@ def _totals(p: "Prediction") -> "Table":
         ("output tokens per second", _rate(p.output_tokens_per_s)),
         ("time to first token", _latency(p.ttft_s)),
         ("inter-token latency", _latency(p.itl_s)),
+        *_online(p.online),
     ]
-    grid = columns()
-    for key, value in rows:
-        if value != "-":
-            grid.add_row(key, value)
-    return grid
+    return [(key, value) for key, value in rows if value != "-"]
+
+
+def _interval(ends: tuple[float, float], ladder: Ladder) -> str:
+    """Nothing to show of what is given."""
+    return " to ".join(quantity(end, ladder) for end in ends) if ends[0] < ends[1] else "-"
+
+
+def _online(x: "Online | None") -> list[tuple[str, str]]:
+    if x is None:
+        return []
+    rate = digits(x.requests_per_s)
+    if x.capacity_requests_per_s is not None:
+        rate += f", of {digits(x.capacity_requests_per_s)} that it can serve"
+    return [
+        ("requests per second", rate),
+        ("time in the queue", _latency(x.queue_s)),
+        ("time to last token", _latency(x.e2e_s)),
+        ("running, waiting", f"{digits(x.running)}, {digits(x.waiting)} requests in the mean"),
+        ("utilisation", percent(x.utilisation) + (", saturated" if x.saturated else "")),
+    ]
 
 
 def _rate(per_s: float) -> str:

@@ -28,7 +28,8 @@ _TOTALS = {
     "mape": "mean",
     "bias": "bias (mean signed)",
     "duration_median_ape": "median error of duration",
-    "interval_coverage": "interval coverage",
+    "interval_coverage": "inside the interval, energy",
+    "duration_interval_coverage": "inside the interval, duration",
 }
 
 
@@ -71,7 +72,8 @@ def _totals(v: Validation) -> "Table":
     table = columns("", ">value", ">95 % interval")
     for name, label in _TOTALS.items():
         value = percent(getattr(v, name), signed=name == "bias")
-        nominal = f" (nominal {percent(v.interval_level)})" if name == "interval_coverage" else ""
+        covers = name.endswith("interval_coverage")
+        nominal = f" (nominal {percent(v.interval_level)})" if covers else ""
         table.add_row(label + nominal, value, _interval(v.interval_95, name))
     return table
 

@@ -1,19 +1,20 @@
 """State of vLLM's scheduler, moved from event to event; the rules are told in serving.py."""
 
 import heapq
-import itertools
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from energymodel.context_sums import ContextSums
 from energymodel.deployment import Deployment
+from energymodel.prefix_cache import SharedPrefixes
 from energymodel.sequence_blocks import BlockGrowth, SequenceBlocks
+from energymodel.stretches import MIN_STEPS, split_stretch
 from energymodel.workload import Workload
 
-# A stretch of decode steps becomes at most _MAX_ROWS rows, none split below _MIN_STEPS steps:
-# inside a row of n steps, min(context, window) is then wrong by n / 8 tokens at most.
-_MAX_ROWS = 6
-_MIN_STEPS = 32
+# Iterations that no run has.
+FOREVER = 2**62
 
 
 @dataclass(slots=True)
@@ -56,14 +57,18 @@ class Scheduler:
         blocks: SequenceBlocks,
         overlap: bool,
         whole_prompts: bool = False,
+        contexts: ContextSums | None = None,
     ) -> None:
         self._bins = workload.bins
         self._blocks = blocks
         self._max_seqs = deployment.max_num_seqs
         self._budget = deployment.max_num_batched_tokens
+        self._queries = 1 + deployment.num_speculative_tokens  # of each decoding request
         self._free = kv_tokens // deployment.block_size
-        self._overlap = overlap
+        self._prefixes = SharedPrefixes(workload.bins, deployment, blocks)
+        self.overlap = overlap  # a step is scheduled before the one before it has returned
         self._whole_prompts = whole_prompts
+        self._contexts = contexts
 
         self._waiting = deque(
             _Queued(i, b.count, b.input_tokens) for i, b in enumerate(workload.bins) if b.count
@@ -85,20 +90,31 @@ class Scheduler:
         # What happened. A group is recorded once for all the rows in which its count stayed the
         # same, so that the work of an event does not grow with the number of running requests.
         self.weights: list[int] = []  # iterations of each row
+        self.decoding: list[int] = []  # sequences that decode in each row
+        # Keys that those see in the middle of each row, for each window of ``contexts``, if given.
+        self.visible: list[tuple[float, ...]] = []
         # (row, tokens, context, count, samples, bin)
         self.chunks: list[tuple[int, int, int, int, int, int]] = []
         # (bin, count, offset, first row, row after the last)
         self.segments: list[tuple[int, int, int, int, int]] = []
         # (bin, count, row of the first token, row of the finish)
         self.milestones: list[tuple[int, int, int, int]] = []
+        self.finished = 0  # requests
 
     @property
     def busy(self) -> bool:
         """Whether any request is left."""
         return bool(self._waiting or self._groups or self._unfinished)
 
-    def schedule(self) -> None:
-        """Do one iteration, or all up to the next event where the ones between are pure decode."""
+    def arrive(self, index: int) -> None:
+        """Queue one more request of a bin."""
+        self._waiting.append(_Queued(index, 1, self._bins[index].input_tokens))
+
+    def schedule(self, horizon: Callable[[], int] = lambda: FOREVER) -> None:
+        """Do one iteration, or all up to the next event where the ones between are pure decode.
+
+        ``horizon`` is asked how many iterations of pure decode there may be at most, 1 or more.
+        """
         self._preempted = False
         self._grow()
         complete = self._prefill()
@@ -106,17 +122,18 @@ class Scheduler:
         if prefilled or self._preempted or (self._leaving and self._waiting):
             steps = [1] if prefilled or self._decoding else []
         elif self._decoding:
-            steps = self._decode_rows(self._stretch())
+            steps = self._decode_rows(self._stretch(horizon()))
         else:
             steps = []  # only requests that are leaving; the GPU has nothing to do
         row = len(self.weights)
         self.weights += steps
+        self._note(steps)
         for queued in complete:
             self._start(queued, row)
         self.iteration += sum(steps)
         self._release()
         self._finish()
-        if not self._overlap:
+        if not self.overlap:
             self._release()
 
     # Running requests ------------------------------------------------------------------------
@@ -174,17 +191,16 @@ class Scheduler:
         if self._unfinished:
             queued = self._unfinished
             self._unfinished = None
-            self._free += queued.held
+            self._free += queued.held - self._prefixes.leave(queued.bin, 1)
             queued.computed = 0
             self._waiting.appendleft(queued)
             return
         key, group = next(reversed(self._groups.items()))
         stored = group.offset + self.iteration
-        self._free += self._held(group, stored)
+        self._free += self._held(group, stored) - self._prefixes.leave(group.bin, 1)
         if not group.finished:
             self._record(group)
-            self._decoding -= 1
-            self._growth.add(group.offset, -1, group.passed)
+            self._count(group, -1)
             self._requeue(_Queued(group.bin, 1, stored + 1, group.first_token_row))
         group.count -= 1
         if not group.count:
@@ -205,7 +221,7 @@ class Scheduler:
 
     def _prefill(self) -> list[_Queued]:
         """Spend what decoding leaves of the budget on prompts; returns the completed ones."""
-        budget = self._budget - self._decoding
+        budget = self._budget - self._queries * self._decoding
         complete: list[_Queued] = []
         queued = self._unfinished
         if queued:
@@ -227,18 +243,23 @@ class Scheduler:
         while self._waiting and budget:
             head = self._waiting[0]
             blocks = self._blocks.reserved(head.tokens)
-            places = min(self._max_seqs - self._running, self._free // blocks)
-            count = min(head.count, places, budget // head.tokens)
+            fitting = self._prefixes.fitting(head.bin, blocks, self._free)
+            places = min(self._max_seqs - self._running, fitting)
+            cached = self._prefixes.cached[head.bin]
+            uncached = head.tokens - cached
+            count = min(head.count, places, budget // uncached)
             if count:
-                whole = _Queued(head.bin, count, head.tokens, head.first_token_row)
-                self._compute(whole, head.tokens, complete)
-                budget -= count * head.tokens
+                whole = _Queued(head.bin, count, head.tokens, head.first_token_row, cached)
+                self._free += self._prefixes.join(head.bin, count)
+                self._compute(whole, uncached, complete)
+                budget -= count * uncached
                 head.count -= count
             if not head.count:
                 self._waiting.popleft()
                 continue
             if places > count and budget and not self._whole_prompts:
-                part = _Queued(head.bin, 1, head.tokens, head.first_token_row)
+                part = _Queued(head.bin, 1, head.tokens, head.first_token_row, cached)
+                self._free += self._prefixes.join(head.bin, 1)
                 self._compute(part, budget, complete)
                 head.count -= 1
                 if not head.count:
@@ -276,8 +297,7 @@ class Scheduler:
             queued.tokens,
             queued.held,
         )
-        self._growth.add(group.offset, group.count, group.passed)
-        self._decoding += group.count
+        self._count(group, group.count)
         if self._growth.windows and group.last_iteration > self.iteration:
             needed = self._blocks.held(group.prompt, group.prompt)
             self._behind += group.count * (group.held - needed)
@@ -294,19 +314,21 @@ class Scheduler:
 
     # Stretches of decode ---------------------------------------------------------------------
 
-    def _stretch(self) -> int:
+    def _stretch(self, most: int) -> int:
         """Iterations, this one included, until a request finishes, or there are too few blocks.
 
-        Or until there are enough, freed behind windows, for a request that waits for blocks.
+        Or until there are enough, freed behind windows, for a request that waits for blocks. At
+        most ``most``.
         """
         self._release()  # this iteration did not need those blocks, and nobody waits for them
         while self._finishes[0][1] not in self._groups:
             heapq.heappop(self._finishes)
         enough = math.inf
         if self._waiting and self._running < self._max_seqs:
-            reserved = self._blocks.reserved(self._waiting[0].tokens)
-            enough = reserved if self._free < reserved else math.inf
-        last, done = self._finishes[0][0], self.iteration
+            head = self._waiting[0]
+            needed = self._prefixes.needed(head.bin, self._blocks.reserved(head.tokens))
+            enough = needed if self._free < needed else math.inf
+        last, done = min(self._finishes[0][0], self.iteration + most - 1), self.iteration
         while done < last:
             self._pass_windows(done + 1)
             until = min(last, self._passings[0][0] - 1) if self._passings else last
@@ -316,8 +338,25 @@ class Scheduler:
                 break
         return 1 + done - self.iteration
 
+    def _note(self, rows: list[int]) -> None:
+        """Write down who decodes in the new rows, and what they see."""
+        self.decoding += [self._decoding] * len(rows)
+        if self._contexts is None:
+            return
+        start = self.iteration
+        for iterations in rows:
+            self.visible.append(self._contexts.visible(start + (iterations - 1) / 2))
+            start += iterations
+
+    def _count(self, group: _Group, sequences: int) -> None:
+        """So many sequences of a group begin to decode, or stop where it is negative."""
+        self._decoding += sequences
+        self._growth.add(group.offset, sequences, group.passed)
+        if self._contexts is not None:
+            self._contexts.add(group.offset, sequences)
+
     def _decode_rows(self, iterations: int) -> list[int]:
-        if iterations <= _MIN_STEPS:
+        if iterations <= MIN_STEPS:
             return [iterations]
         contexts = [
             (group.offset + self.iteration, group.count)
@@ -336,11 +375,11 @@ class Scheduler:
             if group is None:
                 continue
             self._record(group)
-            self._decoding -= group.count
-            self._growth.add(group.offset, -group.count, group.passed)
+            self._count(group, -group.count)
             row = len(self.weights) - 1
             self.milestones.append((group.bin, group.count, group.first_token_row, row))
             group.finished = True
+            self.finished += group.count
             self._leaving.append(key)
 
     def _release(self) -> None:
@@ -350,6 +389,7 @@ class Scheduler:
                 self._running -= group.count
                 stored = group.offset + group.last_iteration + 1
                 self._free += group.count * self._held(group, stored)
+                self._free -= self._prefixes.leave(group.bin, group.count)
         self._leaving.clear()
 
     def _record(self, group: _Group) -> None:
@@ -358,39 +398,3 @@ class Scheduler:
         if row > group.since_row:
             self.segments.append((group.bin, group.count, group.offset, group.since_row, row))
             group.since_row = row
-
-
-def split_stretch(iterations: int, contexts: list[tuple[int, int]]) -> list[int]:
-    """Split a stretch of decode iterations into rows that stand for their mean.
-
-    What depends linearly on context is exact however the stretch is split. What bends does so
-    at a window or a chunk length, and those are powers of two in practice: the splits go first
-    to where most sequences pass one, then to the middle of the longest row.
-
-    Args:
-        iterations: Length of the stretch.
-        contexts: (tokens in the KV cache at its first iteration, sequences) of each group.
-
-    Returns:
-        Iterations of each row; they sum to ``iterations``.
-    """
-    crossings: list[tuple[int, int]] = []  # (iteration, sequences that pass a power of two)
-    for context, count in contexts:
-        power = 1 << context.bit_length()
-        while power < context + iterations:
-            crossings.append((power - context, count))
-            power *= 2
-    near = iterations // _MIN_STEPS  # groups that pass this close to each other share a split
-    clusters: list[list[int]] = []  # [sequences, sum of their iterations, last iteration]
-    for iteration, count in sorted(crossings):
-        if not clusters or iteration - clusters[-1][2] > near:
-            clusters.append([0, 0, 0])
-        cluster = clusters[-1]
-        cluster[:] = cluster[0] + count, cluster[1] + count * iteration, iteration
-    heaviest = sorted(clusters, reverse=True)[: _MAX_ROWS // 2]
-    cuts = sorted({0, iterations, *(round(total / count) for count, total, _ in heaviest)})
-    rows = [b - a for a, b in itertools.pairwise(cuts)]
-    while len(rows) < _MAX_ROWS and max(rows) > _MIN_STEPS:
-        i = rows.index(max(rows))
-        rows[i : i + 1] = [rows[i] // 2, rows[i] - rows[i] // 2]
-    return rows

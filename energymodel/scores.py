@@ -28,6 +28,7 @@ class ModelScore:
     bias: float
     duration_median_ape: float
     interval_coverage: float
+    duration_interval_coverage: float
     interval_95: Intervals | None
 
 
@@ -43,12 +44,13 @@ class BaselineScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Errors:
-    """Signed errors of each run, whose model it is, and whether its interval holds it; [n]."""
+    """Signed errors of each run, whose model it is, and whether its intervals hold it; [n]."""
 
     model: Ints
     energy: Floats
     duration: Floats
     inside: Floats
+    duration_inside: Floats
 
     def where(self, chosen: NDArray[np.bool_]) -> "Errors":
         """Those of some runs."""
@@ -57,6 +59,7 @@ class Errors:
             energy=self.energy[chosen],
             duration=self.duration[chosen],
             inside=self.inside[chosen],
+            duration_inside=self.duration_inside[chosen],
         )
 
 
@@ -72,6 +75,7 @@ def score(errors: Errors) -> ModelScore:
             "bias": lambda r: bootstrap.mean(errors.energy, r),
             "duration_median_ape": lambda r: bootstrap.quantile(duration, r, 0.5),
             "interval_coverage": lambda r: bootstrap.mean(errors.inside, r),
+            "duration_interval_coverage": lambda r: bootstrap.mean(errors.duration_inside, r),
         },
     )
     return ModelScore(rows=errors.model.size, **values, interval_95=intervals)

@@ -18,6 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# Iterations that are faster walked than added up as arrays.
+FEW = 24
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenGroups:
@@ -85,25 +88,28 @@ class BlockGrowth:
         self.windows = [window for window, _, _ in self._windows]
         self._period = math.lcm(*(size for _, size in sizes))
         self._order = np.arange(2 * self._period) % self._period
-        self._taken = np.zeros(self._period, dtype=np.int64)
-        self._freed = np.zeros(self._period, dtype=np.int64)
+        # Lists: a number at a time is what is looked at most.
+        self._taken = [0] * self._period
+        self._freed = [0] * self._period
 
     def add(self, offset: int, sequences: int, passed: int) -> None:
         """Count ``sequences`` more that have passed the first ``passed`` windows."""
         for count, size in self._sizes:
-            self._taken[-offset % size :: size] += count * sequences
+            for phase in range(-offset % size, self._period, size):
+                self._taken[phase] += count * sequences
         for index in range(passed):
             self.pass_window(offset, sequences, index)
 
     def pass_window(self, offset: int, sequences: int, index: int) -> None:
         """Count that so many sequences have passed a window and free blocks from now on."""
         window, count, size = self._windows[index]
-        self._freed[(window - 1 - offset) % size :: size] += count * sequences
+        for phase in range((window - 1 - offset) % size, self._period, size):
+            self._freed[phase] += count * sequences
 
     def at(self, iteration: int) -> tuple[int, int]:
         """Blocks that all take and free at an iteration."""
         phase = iteration % self._period
-        return int(self._taken[phase]), int(self._freed[phase])
+        return self._taken[phase], self._freed[phase]
 
     def run(self, first: int, iterations: int, free: int, enough: float) -> tuple[int, int]:
         """How many of the iterations from ``first`` on pass, and how many blocks are free then.
@@ -111,10 +117,14 @@ class BlockGrowth:
         One does where it finds what it takes, before anything that it frees, and does not leave
         ``enough`` free. A sequence never frees more in a period than it takes.
         """
+        if iterations <= FEW:
+            return self._walk(first, iterations, free, enough)
         start = first % self._period
         order = self._order[start : start + min(iterations, self._period)]
-        freed = self._freed[order]
-        net = (self._taken[order] - freed).cumsum()  # after each iteration of the first period
+        freed = np.array(self._freed)[order]
+        net = (
+            np.array(self._taken)[order] - freed
+        ).cumsum()  # after each iteration of the first period
         need = net + freed  # what each asks for, as those before it left less
         periods = iterations // self._period
         each = int(net[-1])  # of a whole period; not used otherwise
@@ -128,6 +138,15 @@ class BlockGrowth:
         if ended.any():
             rest = int(ended.argmax())
         return periods * self._period + rest, free - (int(net[rest - 1]) if rest else 0)
+
+    def _walk(self, first: int, iterations: int, free: int, enough: float) -> tuple[int, int]:
+        """The same, iteration by iteration."""
+        for done in range(iterations):
+            taken, freed = self.at(first + done)
+            if taken > free or free - taken + freed >= enough:
+                return done, free
+            free += freed - taken
+        return iterations, free
 
 
 def longest(blocks: SequenceBlocks, free: int, most: int) -> int:

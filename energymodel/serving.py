@@ -27,20 +27,26 @@ Prompts whose tokens see those behind them (encoders, encoder-decoders) are neve
 one that the budget of a step does not hold whole waits for the next (``enable_chunked_prefill`` is
 off for them).
 
-Pipeline parallelism is stepped like one stage: micro-batches in flight are not told apart.
+Copies of a model and the micro-batches of a pipeline are scheduled one by one (``replicas.py``).
 """
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from energymodel.context_sums import ContextSums
 from energymodel.deployment import Deployment
 from energymodel.errors import InputError
+from energymodel.progress import tell
 from energymodel.scheduler import Scheduler
 from energymodel.sequence_blocks import SequenceBlocks, TokenGroups, longest
 from energymodel.steps import Chunks, Decodes, Ints, Steps
 from energymodel.workload import Workload
+
+# Events of the scheduler between two looks at how far it is.
+TELL_EVERY = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +65,17 @@ class Milestones:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """The steps of a run; ``iterations`` is how many engine iterations they stand for."""
+    """The steps of a run; ``iterations`` is how many engine iterations they stand for.
+
+    ``tokens_per_step``: what a decoding sequence gains in a step on average. ``lanes``: the row with
+    which each lane begins, of those that run side by side (``replicas.py``).
+    """
 
     steps: Steps
     milestones: Milestones
     iterations: int
+    tokens_per_step: float = 1.0
+    lanes: tuple[int, ...] = (0,)
 
 
 def schedule_offline(
@@ -94,6 +106,44 @@ def schedule_offline(
     Raises:
         InputError: A request can never fit the KV cache, or the limits contradict each other.
     """
+    if workload.online:
+        raise InputError("An offline run needs bins with count, not requests_per_s.")
+    scheduler = scheduler_of(
+        workload,
+        deployment,
+        kv_capacity_tokens,
+        async_scheduling=async_scheduling,
+        groups=groups,
+        state_blocks=state_blocks,
+        whole_prompts=whole_prompts,
+    )
+    total = int(workload.requests)
+    for event in itertools.count():
+        if not scheduler.busy:
+            break
+        scheduler.schedule()
+        if event % TELL_EVERY == 0:
+            tell("scheduling", scheduler.finished, total)
+    return expand(scheduler)
+
+
+def scheduler_of(
+    workload: Workload,
+    deployment: Deployment,
+    kv_capacity_tokens: int,
+    *,
+    async_scheduling: bool | None = None,
+    groups: tuple[TokenGroups, ...] = (TokenGroups(),),
+    state_blocks: int = 0,
+    whole_prompts: bool = False,
+    requests: Ints | None = None,
+    contexts: ContextSums | None = None,
+) -> Scheduler:
+    """A scheduler to which the requests of bins with ``count`` have been submitted.
+
+    Arguments and errors as of ``schedule_offline``. Of ``requests``, the bin of each, every one is
+    known to the scheduler by its own number, and arrives when it is told to.
+    """
     blocks = SequenceBlocks(
         size=deployment.block_size,
         groups=groups,
@@ -105,23 +155,22 @@ def schedule_offline(
         _check_whole(workload, deployment)
     if async_scheduling is None:
         async_scheduling = any(b.output_tokens for b in workload.bins)
-    scheduler = Scheduler(
+    if requests is not None:
+        each = [b if b.count is None else replace(b, count=None) for b in workload.bins]
+        workload = Workload(bins=tuple(each[i] for i in requests.tolist()))
+    return Scheduler(
         workload,
         deployment,
         kv_capacity_tokens,
         blocks=blocks,
         overlap=async_scheduling,
         whole_prompts=whole_prompts,
+        contexts=contexts,
     )
-    while scheduler.busy:
-        scheduler.schedule()
-    return _expand(scheduler)
 
 
 def _check(workload: Workload, deployment: Deployment, blocks: SequenceBlocks, pool: int) -> None:
     seqs, budget = deployment.max_num_seqs, deployment.max_num_batched_tokens
-    if workload.online:
-        raise InputError("An offline run needs bins with count, not requests_per_s.")
     if not 1 <= seqs <= budget:
         raise InputError(
             f"max_num_seqs must be from 1 to max_num_batched_tokens ({budget:,}), got {seqs:,}."
@@ -149,7 +198,7 @@ def _check_whole(workload: Workload, deployment: Deployment) -> None:
             )
 
 
-def _expand(scheduler: Scheduler) -> Schedule:
+def expand(scheduler: Scheduler) -> Schedule:
     """Expand the recorded segments to arrays."""
     weight = np.array(scheduler.weights, dtype=np.int64)
     middle = np.cumsum(weight) - (weight + 1) / 2  # mean iteration of each row

@@ -37,12 +37,16 @@ class Decodes:
 
     ``context`` is the number of tokens already in the KV cache (the new one not included); it may
     be fractional where a row stands for several steps. All arrays have shape [n_decodes].
+    ``queries``: tokens that each sequence computes in a step on average, and ``samples``, how many
+    of them it samples from; more than one where drafts are verified (``speculative.py``).
     """
 
     step: Ints
     context: Floats
     count: Ints
     bin: Ints
+    queries: float = 1.0
+    samples: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +66,16 @@ class Steps:
     def decoding(self) -> Floats:
         """Sequences that decode in each step; shape [n_steps]."""
         return self.sum_decodes(np.ones_like(self.decodes.context))
+
+    @property
+    def tokens(self) -> Floats:
+        """Tokens that each step computes; shape [n_steps]."""
+        return self.sum_chunks(self.chunks.tokens) + self.decodes.queries * self.decoding
+
+    @property
+    def sampled(self) -> Floats:
+        """Tokens of each step that are sampled from; shape [n_steps]."""
+        return self.sum_chunks(self.chunks.last) + self.decodes.samples * self.decoding
 
     def sum_chunks(self, value: Floats | Ints) -> Floats:
         """Sum of ``value`` (one per chunk row, times its count) over each step; shape [n_steps]."""

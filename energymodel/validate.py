@@ -43,6 +43,7 @@ class Row:
     error: float
     duration_s: float
     predicted_duration_s: float
+    duration_interval_s: tuple[float, float]
     duration_error: float
     suspect: Suspect | None = None
 
@@ -60,7 +61,8 @@ class Validation:
     """What ``validate --json`` prints. Errors are fractions of the measured value.
 
     APE is the absolute percentage error of energy, ``bias`` the mean signed error (positive where
-    the prediction is too high), ``interval_coverage`` the share of runs inside their interval.
+    the prediction is too high), ``interval_coverage`` the share of runs whose energy is
+    inside its interval, ``duration_interval_coverage`` the same of duration.
     ``interval_95`` holds the bootstrap interval of each of these (``bootstrap.py``).
     """
 
@@ -72,6 +74,7 @@ class Validation:
     bias: float
     duration_median_ape: float
     interval_coverage: float
+    duration_interval_coverage: float
     interval_95: Mapping[str, tuple[float, float]] | None
     interval_level: float
     baselines: Mapping[str, BaselineScore]
@@ -110,6 +113,7 @@ def validate(runs: Iterable[Run], predict_one: Callable[[Run], Prediction]) -> V
         bias=total.bias,
         duration_median_ape=total.duration_median_ape,
         interval_coverage=total.interval_coverage,
+        duration_interval_coverage=total.duration_interval_coverage,
         interval_95=total.interval_95,
         interval_level=float(np.mean([p.interval_level for _, p in pairs])),
         baselines=_baselines(pairs, errors.model),
@@ -171,6 +175,7 @@ def _row(run: Run, p: Prediction) -> Row:
         error=p.energy_j / run.energy_j - 1,
         duration_s=run.duration_s,
         predicted_duration_s=p.duration_s,
+        duration_interval_s=p.duration_interval_s,
         duration_error=p.duration_s / run.duration_s - 1,
     )
 
@@ -203,11 +208,13 @@ def _length(run: Run) -> float:
 
 def _errors(rows: Sequence[Row]) -> Errors:
     inside = [r.energy_interval_j[0] <= r.energy_j <= r.energy_interval_j[1] for r in rows]
+    in_time = [r.duration_interval_s[0] <= r.duration_s <= r.duration_interval_s[1] for r in rows]
     return Errors(
         model=_numbers([r.model for r in rows]),
         energy=np.array([r.error for r in rows]),
         duration=np.array([r.duration_error for r in rows]),
         inside=np.array(inside, dtype=np.float64),
+        duration_inside=np.array(in_time, dtype=np.float64),
     )
 
 

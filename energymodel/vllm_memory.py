@@ -75,6 +75,14 @@ class CacheRoom:
         """Tokens that fit, in sequences that no window is too short for."""
         return int(self.tokens / sum(g.count / g.ratio for g in self.groups))
 
+    def part(self, count: int) -> "CacheRoom":
+        """What each of ``count`` micro-batches finds that share it."""
+        if count == 1:
+            return self
+        blocks = self.tokens // self.block_tokens // count
+        sequences = max(self.sequences // count, 1)
+        return replace(self, tokens=blocks * self.block_tokens, sequences=sequences)
+
     def limits(self, deployment: Deployment) -> Deployment:
         """The deployment as the scheduler finds it."""
         places = min(deployment.max_num_seqs, self.sequences)

@@ -13,6 +13,8 @@ class Bin:
     they become are not among ``input_tokens`` (``reading.served_workload`` adds them).
     A pipeline that generates makes one image of that size, or a video of ``num_frames``, for each
     request, in ``num_inference_steps``; None is the pipeline's default.
+    The first ``prefix_tokens`` of the prompt were those of an earlier request, too: with prefix
+    caching they are not computed again.
     """
 
     input_tokens: int
@@ -26,6 +28,7 @@ class Bin:
     num_frames: int | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    prefix_tokens: int = 0
 
     @property
     def amount(self) -> float:

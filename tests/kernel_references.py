@@ -255,6 +255,32 @@ def _linear_attention(shape: Shape, o: Tensors) -> tuple[torch.Tensor, ...]:
     return (torch.stack(out, 1).flatten(0, 1),)
 
 
+def _sdpa(shape: Shape, o: Tensors) -> tuple[torch.Tensor, ...]:
+    keys, values = (
+        o[name].double().repeat_interleave(shape["heads"] // shape["kv_heads"], 1)
+        for name in ("keys", "values")
+    )
+    if shape.get("causal", 1):
+        return (_attend(o["query"], keys, values, shape["head_dim"] ** -0.5),)
+    scores = o["query"].double() @ keys.mT * shape["head_dim"] ** -0.5
+    return (torch.softmax(scores, -1) @ values,)
+
+
+def _eager_norm(_: Shape, o: Tensors) -> tuple[torch.Tensor, ...]:
+    x = o["x"].double()
+    return (x / x.pow(2).mean(-1, keepdim=True).add(1e-6).sqrt() * o["w"].double(),)
+
+
+def _eager_rotary(_: Shape, o: Tensors) -> tuple[torch.Tensor, ...]:
+    x, (first, second) = o["x"].double(), o["x"].double().chunk(2, -1)
+    return (x * o["cos"].double() + torch.cat([-second, first], -1) * o["sin"].double(),)
+
+
+def _eager_gate(_: Shape, o: Tensors) -> tuple[torch.Tensor, ...]:
+    gate = o["gate"].double()
+    return (gate / (1 + torch.exp(-gate)) * o["up"].double(),)
+
+
 REFERENCES: dict[str, Callable[[Shape, Tensors], tuple[torch.Tensor, ...]]] = {
     "gemm": _gemm,
     "quantise": lambda _, o: (o["x"].double(),),
@@ -262,6 +288,12 @@ REFERENCES: dict[str, Callable[[Shape, Tensors], tuple[torch.Tensor, ...]]] = {
     "mla": _mla,
     "moe": _moe,
     "moe_routing": _moe_routing,
+    "sdpa": _sdpa,
+    "cache_append": lambda _, o: (torch.cat([o["cache"], o["new"]], -2),),
+    "cache_fill": lambda _, o: (o["new"],),
+    "eager_norm": _eager_norm,
+    "eager_rotary": _eager_rotary,
+    "eager_gate": _eager_gate,
     "rms_norm": _rms_norm,
     "layer_norm": _layer_norm,
     "gelu": _gelu,

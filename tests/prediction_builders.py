@@ -38,6 +38,7 @@ PREDICTION = Prediction(
     duration_s=0.5,
     energy_j=100.0,
     energy_interval_j=(95.0, 105.0),
+    duration_interval_s=(0.48, 0.52),
     interval_level=0.9,
     mean_power_w=200.0,
     energy_per_request_j=25.0,

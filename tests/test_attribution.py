@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from step_builders import steps_of
 
 from energymodel import attribution
+from energymodel.costs import OpCost, StepCosts
 from energymodel.deployment import Deployment
 from energymodel.find_model import find_model
 from energymodel.ops import lower
-from energymodel.predict import OpCost, StepCosts
 from energymodel.prediction import BinEnergy, PhaseEnergy
 from energymodel.serving import Milestones, Schedule, schedule_offline
 from energymodel.steps import Chunks, Steps

@@ -136,7 +136,7 @@ def operand_bytes(point: Point) -> float:  # noqa: C901, PLR0911, PLR0912 - a ca
     s = point.shape
     stored = {"float32": 4, "tf32": 4, "fp8": 1, "fp8_block": 1, "int8": 1}.get(point.dtype, 2)
     building = BUILDING.get(point.dtype, 0)
-    rows = s["num_seqs"] * s["tokens"] if "num_seqs" in s else s.get("rows", s.get("tokens", 0))
+    rows = s.get("num_seqs", 1) * s.get("tokens", 0) or s.get("rows", 0)
     match point.op:
         case "gemm":
             numbers = s["n"] * s["k"]
@@ -187,6 +187,12 @@ def operand_bytes(point: Point) -> float:  # noqa: C901, PLR0911, PLR0912 - a ca
             return (2 + building) * rows * s["width"]
         case "rms_norm" | "layer_norm" | "silu_and_mul" | "gelu" | "residual_add" | "rotary":
             return 8 * rows * s["width"]
+        case "eager_norm" | "eager_rotary" | "eager_gate":
+            return 40 * rows * s["width"]
+        case "sdpa" | "cache_append" | "cache_fill":
+            tokens = s.get("context", 0) + s.get("tokens", 1)
+            cached = 4 * s["num_seqs"] * tokens * s["kv_heads"] * s["head_dim"]
+            return cached * (1 + copies(cached))
     raise AssertionError(point.op)
 
 

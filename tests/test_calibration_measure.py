@@ -2,7 +2,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import models_zoo
 from calibration import measure as module
 from calibration.engines import vllm
 from calibration.engines.vllm import Run
+from calibration.engines.vllm_speculative import DraftCounts
 from calibration.measure import measure, measure_all
 from calibration.sensors import Reading, Sensor
 from calibration.simulation.gpu import SimulatedGpu, SimulatedSensor
@@ -148,9 +149,17 @@ SEEING = Workload(bins=(Bin(input_tokens=1, output_tokens=1, count=1, images=1),
         ([ONLINE], {}, "must have count"),
         ([SEEING], {}, "must not have images"),
         ([LONG], {"max_model_len": 2000}, "max_model_len must be at least 2,112"),
-        ([SHORT], {"deployment": Deployment(engine="transformers")}, "engine must be vllm"),
-        ([SHORT], {"deployment": Deployment(tensor_parallel_size=2)}, "tensor_parallel_size must"),
-        ([SHORT], {"deployment": Deployment(pipeline_parallel_size=2)}, "pipeline_parallel_size"),
+        (
+            [SHORT],
+            {"deployment": Deployment(engine="tgi")},
+            "engine must be one of vllm, transformers",
+        ),
+        (
+            [SHORT],
+            {"deployment": Deployment(tensor_parallel_size=2)},
+            "number of GPUs that are measured, 1, got 2",
+        ),
+        ([SHORT], {"deployment": Deployment(pipeline_parallel_size=2)}, "measured, 1, got 2"),
         ([SHORT], {"deployment": Deployment(power_limit_w=500)}, "700 W, got 500: "),
     ],
 )
@@ -234,12 +243,16 @@ class SleepingEngine(vllm.Engine):
 
     def __init__(self) -> None:
         self.passes: list[int] = []
+        self.deployment = Deployment()
+        self._drafts = DraftCounts()
+        self._waited_s = []
 
     def prepare(self, workload: Workload, seed: int) -> vllm.Requests:
         prompt = {"prompt_token_ids": [seed] * workload.bins[0].input_tokens}
         return [prompt] * 2, [None] * 2
 
-    def generate(self, requests: vllm.Requests) -> tuple[float, ...]:
+    def generate(self, requests: vllm.Requests, places: Sequence[int] = ()) -> tuple[float, ...]:
+        assert not places
         self.passes.append(len(requests[0]))
         time.sleep(0.01)
         return (0.01,)

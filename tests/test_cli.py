@@ -32,6 +32,19 @@ RUN = {
     "energy_j": 90,
     "duration_s": 1,
 }
+OBSERVATION = {
+    "op": "gemm",
+    "shape": {"m": 1, "n": 8, "k": 8},
+    "mode": "burst",
+    "trial": 0,
+    "call_s": 1e-5,
+    "gpu": "NVIDIA H200",
+    "board": "b",
+    "driver": "580",
+    "stack": "torch",
+    "data": "normal",
+    "time_s": 1.0,
+}
 EVIL = "\x1b]0;owned\x07\x9b31m<b>[bold]\u202e\n\udcff"
 
 
@@ -69,7 +82,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any) ->
 
     monkeypatch.setattr(energymodel.profile, "load", load)
     monkeypatch.setattr(energymodel.profile, "available", lambda: ("h200",))
-    monkeypatch.setattr(energymodel.predict, "predict", lambda *_: a_prediction())
+    monkeypatch.setattr(energymodel.predict, "predict", lambda *_, **__: a_prediction())
 
     def go(*args: str) -> tuple[int, str, str]:
         status = main(list(args))
@@ -117,7 +130,7 @@ def test_predict_prints_a_table_or_one_json_document(run: Run, monkeypatch: Any)
 
 def test_warnings_go_under_the_table_and_beside_the_json(run: Run, monkeypatch: Any) -> None:
     warned = replace(a_prediction(), warnings=("outside of what was calibrated",))
-    monkeypatch.setattr(energymodel.predict, "predict", lambda *_: warned)
+    monkeypatch.setattr(energymodel.predict, "predict", lambda *_, **__: warned)
     unknown = ("predict", "--model", "internlm2-7b", *PREDICT[3:])
     _, out, err = run(*unknown)
     assert out.index("Warning: internlm/internlm2-7b") < out.index("Warning: outside of what was")
@@ -130,7 +143,7 @@ def test_warnings_go_under_the_table_and_beside_the_json(run: Run, monkeypatch: 
 def test_flags_become_a_deployment(run: Run, monkeypatch: Any) -> None:
     seen = []
 
-    def predict(model: Any, deployment: Deployment, *rest: Any) -> Any:
+    def predict(model: Any, deployment: Deployment, *rest: Any, **_: Any) -> Any:
         seen.append((model.name, deployment))
         return a_prediction()
 
@@ -207,6 +220,10 @@ def test_lists(run: Run) -> None:
         ("runs", {k: v for k, v in RUN.items() if k != "schema_version"}),
         ("prediction", json.loads(io.dumps(a_prediction()))),
         ("profile", None),
+        ("observations", OBSERVATION),
+        ("bins", None),
+        ("validation", None),
+        ("plan", None),
     ],
 )
 def test_schemas(run: Run, kind: str, document: Any) -> None:
@@ -251,7 +268,12 @@ def test_measure_hands_over_to_the_measurement(run: Run, monkeypatch: Any) -> No
         report(f"one {EVIL}")
         seen.update(options, args=args)
 
-    a_module(monkeypatch, "calibration.gpu", find_gpu=lambda gpu: f"sensor of {gpu}")
+    a_module(
+        monkeypatch,
+        "calibration.gpu",
+        find_gpu=lambda gpu: f"sensor of {gpu}",
+        find_gpus=lambda gpu, count: [f"sensor {i} of {gpu}" for i in range(count)],
+    )
     a_module(monkeypatch, "calibration.measure", measure_all=measure)
     command = ("measure", *PREDICT[1:], "--out", "new.jsonl", "--max-num-seqs", "8")
     status, out, err = run(*command)
@@ -264,6 +286,8 @@ def test_measure_hands_over_to_the_measurement(run: Run, monkeypatch: Any) -> No
     assert seen["args"][0] == "Qwen/Qwen3-8B"
     assert seen["args"][1]["hidden_size"] == 4096
     assert [w.requests for w in seen["args"][2]] == [3]
+    assert run(*command, "--tensor-parallel-size", "2")[0] == 0
+    assert [seen["sensor"], *seen["others"]] == ["sensor 0 of h200", "sensor 1 of h200"]
     for out_path in (".", "absent/new.jsonl"):
         status, _, err = run(*command, "--out", out_path)
         assert status == 2
@@ -301,7 +325,7 @@ def test_the_gpu_of_this_machine(run: Run, monkeypatch: Any) -> None:
         ([*PREDICT[:3], *PREDICT[5:]], "--gpu is missing: it must be one of h200"),
         ([*PREDICT[:4], "tpu", *PREDICT[5:]], "profiles exist for: h200"),
         ([*PREDICT[:2], "qwen3-8bb", *PREDICT[3:]], "the closest are Qwen/Qwen3-8B"),
-        ([*PREDICT, "--engine", "sglang"], "'--engine': 'sglang' is not 'vllm'"),
+        ([*PREDICT, "--engine", "sglang"], "'--engine': 'sglang' is not one of 'vllm', 'transformers'"),
         ([*PREDICT, "--max-num-seqs", "0"], "'--max-num-seqs'"),
         ([*PREDICT, "--max-num-seqs", "1.5"], "not a valid integer"),
         ([*PREDICT, "--tensor-parallel-size", "-1"], "'--tensor-parallel-size'"),
@@ -368,7 +392,7 @@ def test_unusable_workloads(run: Run, content: bytes, reason: str) -> None:
 def test_every_failure_is_one_sentence(
     run: Run, monkeypatch: Any, error: BaseException, status: int, sentence: str
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(energymodel.predict, "predict", fail)
@@ -379,7 +403,7 @@ def test_every_failure_is_one_sentence(
 
 def test_a_result_that_is_not_finite_prints_nothing(run: Run, monkeypatch: Any) -> None:
     broken = replace(a_prediction(), energy_j=float("nan"))
-    monkeypatch.setattr(energymodel.predict, "predict", lambda *_: broken)
+    monkeypatch.setattr(energymodel.predict, "predict", lambda *_, **__: broken)
     status, out, err = run(*PREDICT, "--json")
     assert (status, out) == (1, "")
     assert "energy_j is nan" in one_sentence(err)
@@ -387,7 +411,7 @@ def test_a_result_that_is_not_finite_prints_nothing(run: Run, monkeypatch: Any) 
 
 def test_escape_sequences_do_not_reach_the_terminal(run: Run, monkeypatch: Any) -> None:
     evil = replace(a_prediction(), model=EVIL, warnings=(EVIL,), provenance={"profile": EVIL})
-    monkeypatch.setattr(energymodel.predict, "predict", lambda *_: evil)
+    monkeypatch.setattr(energymodel.predict, "predict", lambda *_, **__: evil)
     for args in (PREDICT, (*PREDICT, "--json")):
         status, out, err = run(*args)
         assert status == 0

@@ -1,17 +1,17 @@
 """What the engine is fitted to goes the way of a prediction, whatever kind of model was run."""
 
-
 import numpy as np
 import pytest
 
 from calibration.fit_engine import fit_engine, fit_host, log_errors, prepare, stacked, with_vllm
 from energymodel import profile as profiles
+from energymodel.costs import planned
 from energymodel.deployment import Deployment
 from energymodel.engines.vllm import engine_time
 from energymodel.find_model import find_model
 from energymodel.io import Run
 from energymodel.model import ModelSpec
-from energymodel.predict import planned, predict
+from energymodel.predict import predict
 from energymodel.workload import Bin, Workload
 
 PROFILE = profiles.load("h200")

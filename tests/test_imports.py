@@ -12,7 +12,7 @@ HEAVY = {
     "torch", "pynvml", "vllm", "transformers", "diffusers", "triton", "scipy", "sklearn", "statsmodels",
     "pandas", "pyarrow", "matplotlib", "ibis", "duckdb", "calibration",
 }  # fmt: skip
-EXTRAS = {"sklearn", "matplotlib", "ibis"}
+EXTRAS = {"sklearn", "matplotlib", "ibis", "scipy"}
 """What an extra brings, and the function that needs it imports."""
 BINS = {
     "schema_version": 1,

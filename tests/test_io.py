@@ -115,7 +115,7 @@ def test_reads_images_and_sound(tmp_path: Path) -> None:
             (
                 'bins.json: bins[0] has an unknown field "tokens"; it may have input_tokens, output_tokens, count, '
                 "requests_per_s, images, image_width, image_height, audio_s, num_frames, num_inference_steps, "
-                "guidance_scale."
+                "guidance_scale, prefix_tokens."
             ),
         ),
         (bins(3), "bins.json: bins[0] must be an object, got 3."),

@@ -39,6 +39,16 @@ TINY: dict[str, list[dict[str, int]]] = {
         }
     ],
     "moe_routing": [{"tokens": 7, "num_experts": 5, "top_k": 2}],
+    "sdpa": [
+        {
+            "num_seqs": 2, "tokens": t, "context": c, "heads": 6, "kv_heads": k, "head_dim": 16,
+            "causal": causal,
+        }
+        for t, c, k, causal in ((1, 8, 2, 1), (5, 0, 2, 1), (5, 0, 6, 0))
+    ],
+    "cache_append": [{"num_seqs": 2, "context": 5, "kv_heads": 2, "head_dim": 16}],
+    "cache_fill": [{"num_seqs": 2, "tokens": 5, "kv_heads": 2, "head_dim": 16}],
+    "eager_rotary": [{"rows": 5, "width": 32, "head_dim": 16}],
     "rotary": [{"rows": 5, "width": 80, "head_dim": 16}],
     "kv_write": [{"rows": 5, "width": 32, "head_dim": 16}],
     "embedding": [{"rows": 5, "vocab": 11, "width": 8}],

@@ -240,8 +240,8 @@ def test_operations_of_single_families_by_hand(
 @pytest.mark.parametrize(
     ("deployment", "named"),
     [
-        (Deployment(tensor_parallel_size=2), "tensor_parallel_size"),
-        (Deployment(pipeline_parallel_size=2), "pipeline_parallel_size"),
+        (Deployment(tensor_parallel_size=7), "tensor_parallel_size"),
+        (Deployment(tensor_parallel_size=16), "node_link_bytes_per_s"),
         (Deployment(dtype="float64"), "dtype"),
         (Deployment(kv_cache_dtype="int3"), "kv_cache_dtype"),
         (Deployment(quantization="awq"), "awq"),

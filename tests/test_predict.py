@@ -283,17 +283,42 @@ def half_width(p: Prediction) -> float:
     return math.log(p.energy_j / low)
 
 
+ONE_MEMORY = replace(PROFILE, memory=PROFILE.memory[:1])
+
+
+def with_outer(outer: float) -> Profile:
+    """All errors in proportion to ``outer``, on boards of one kind."""
+    regime = PROFILE.accuracy.regimes["vllm"]
+    spread = replace(regime.energy, inner=0.7 * outer, outer=outer)
+    regimes = {"vllm": replace(regime, energy=spread, duration=spread)}
+    return replace(ONE_MEMORY, accuracy=replace(PROFILE.accuracy, regimes=regimes))
+
+
 @models
-def test_the_interval_is_the_accuracy_of_the_regime(model: ModelSpec) -> None:
-    p = run(model)
-    assert p.warnings == ()
-    assert half_width(p) == pytest.approx(PROFILE.accuracy.energy_quantile[model.regime])
+def test_the_interval_follows_the_errors_of_the_engine(model: ModelSpec) -> None:
+    one, two = (run(model, profile=with_outer(outer)) for outer in (1.5, 3.0))
+    # A step of the smallest model takes little longer than its launch.
+    assert all("at which the host launches kernels" in text for text in one.warnings)
+    assert half_width(two) == pytest.approx(2.0 * half_width(one))
+    low, high = one.duration_interval_s
+    assert two.duration_interval_s[0] == pytest.approx(low**2 / one.duration_s)
+    assert low * high == pytest.approx(one.duration_s**2)
+
+
+def test_what_the_host_decides_is_less_certain() -> None:
+    short, long = (run(MODELS["Qwen2.5-0.5B-Instruct"], one_bin(n, 1, 1)) for n in (64, 16_000))
+    assert half_width(short) > 1.5 * half_width(long)
+
+
+def test_formats_that_were_measured_less_are_less_certain() -> None:
+    assert half_width(run(quantization="fp8")) > 1.2 * half_width(run())
 
 
 def test_another_power_limit_widens_and_says_so() -> None:
-    inside, outside = run(), run(power_limit_w=400.0)
+    inside, outside = (run(profile=ONE_MEMORY, power_limit_w=limit) for limit in (None, 400.0))
     assert any("power limit 400 W" in warning for warning in outside.warnings)
-    assert half_width(outside) == pytest.approx(WIDER * half_width(inside))
+    # Shares of the sources change with the clock; the factor is there all the same.
+    assert half_width(outside) == pytest.approx(WIDER * half_width(inside), rel=0.2)
 
 
 def test_a_limit_that_cannot_be_held_is_not_passed_over() -> None:
@@ -308,12 +333,12 @@ def test_the_other_half_precision_is_noted() -> None:
 def test_a_shape_that_was_never_measured_is_named() -> None:
     gemm = PROFILE.operations["gemm"]
     narrow = replace(gemm, domain={**gemm.domain, "k": (1000.0, 2000.0)})
-    profile = replace(PROFILE, operations={**PROFILE.operations, "gemm": narrow})
+    profile = replace(ONE_MEMORY, operations={**PROFILE.operations, "gemm": narrow})
     p = run(profile=profile)
     assert len(p.warnings) == 1
     assert "k of" in p.warnings[0]
     assert "1,000 to 2,000" in p.warnings[0]
-    assert half_width(p) == pytest.approx(WIDER * half_width(run()))
+    assert half_width(p) == pytest.approx(WIDER * half_width(run(profile=ONE_MEMORY)))
 
 
 def test_more_tokens_than_the_model_has_positions() -> None:
@@ -389,8 +414,8 @@ def test_chunked_prompts_and_preemption_are_predicted() -> None:
         ({"power_limit_w": math.nan}, "power_limit_w must be from 200 to 700"),
         ({"power_limit_w": -700.0}, "power_limit_w must be from 200 to 700"),
         ({"power_limit_w": 0.0}, "power_limit_w must be from 200 to 700"),
-        ({"tensor_parallel_size": 2}, "tensor_parallel_size must be 1"),
-        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size must be 1"),
+        ({"tensor_parallel_size": 3}, "tensor_parallel_size is 3; it must divide"),
+        ({"pipeline_parallel_size": 16}, "node_link_bytes_per_s"),
         ({"dtype": "float32"}, "dtype.*bfloat16 or float16"),
         ({"max_num_seqs": 0}, "max_num_seqs must be from 1"),
         ({"max_num_seqs": 300, "max_num_batched_tokens": 200}, "max_num_batched_tokens"),
@@ -444,14 +469,16 @@ def test_the_interval_reaches_to_boards_with_another_memory() -> None:
     alike, mixed = with_memories(USUAL), with_memories(USUAL, 1.7 * USUAL)
     one, other = run(profile=alike), run(profile=mixed)
     assert other.energy_j == one.energy_j
-    assert other.energy_interval_j[0] == one.energy_interval_j[0]
     there = run(profile=mixed, hbm_byte_j=1.7 * USUAL)
     ratio = there.energy_j / one.energy_j
     assert 1.02 < ratio < 1.25
-    assert other.energy_interval_j[1] == pytest.approx(ratio * one.energy_interval_j[1], rel=1e-3)
     # Told what a byte costs, there is no other board to reach to.
-    assert there.energy_interval_j[1] == pytest.approx(ratio * one.energy_interval_j[1], rel=1e-3)
-    assert there.energy_interval_j[0] == pytest.approx(ratio * one.energy_interval_j[0], rel=1e-3)
+    assert there.energy_interval_j == pytest.approx(
+        [ratio * end for end in one.energy_interval_j], rel=0.01
+    )
+    # Of boards of both kinds, either end leaves out twice as much of the kind that is next to it.
+    assert one.energy_interval_j[0] < other.energy_interval_j[0] < one.energy_j
+    assert there.energy_j < other.energy_interval_j[1] < there.energy_interval_j[1]
 
 
 def test_a_memory_is_refused_where_the_profile_knows_none() -> None:

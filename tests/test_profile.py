@@ -44,9 +44,11 @@ def test_a_shipped_profile_is_complete(profile: Profile) -> None:
         assert operation.stack
     assert profile.kind == "measured"
     assert {"boards", "driver", "observations"} <= set(profile.provenance)
-    for regime in ("dense", "moe"):
-        assert 0 < profile.accuracy.energy_quantile[regime] < 1
-        assert 0 < profile.accuracy.duration_quantile[regime] < 1
+    assert set(profile.accuracy.regimes) == set(profile.engines)
+    for regime in profile.accuracy.regimes.values():
+        for spread in (regime.energy, regime.duration):
+            assert 0 < spread.model < 0.5
+            assert 0 < spread.inner <= spread.outer
 
 
 @names
@@ -309,7 +311,7 @@ BROKEN = {
         with_value(0.0, "operations", "gemm", "law", "bytes_per_s", "value"),
         "must be positive",
     ),
-    "no accuracy": (without("accuracy", "energy_quantile", "moe"), "energy_quantile.moe"),
+    "no accuracy": (without("accuracy", "regimes", "vllm"), "accuracy.regimes.vllm is missing"),
     "a negative limit": (with_value(-1.0, "power", "limit_share", "value"), "limit_share"),
     "energy from nothing": (
         with_value(-1e-12, "operations", "moe", "energy", "flop_j", "value"),

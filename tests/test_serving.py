@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from energymodel.deployment import Deployment
 from energymodel.errors import InputError
-from energymodel.scheduler import split_stretch
 from energymodel.sequence_blocks import SequenceBlocks, TokenGroups
 from energymodel.serving import Schedule, schedule_offline
+from energymodel.stretches import split_stretch
 from energymodel.workload import Bin, Workload
 
 

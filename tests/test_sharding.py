@@ -5,13 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from step_builders import steps_of
 
-from energymodel.blocks import SoftmaxAttention
+from energymodel.blocks import Moe, SoftmaxAttention
 from energymodel.deployment import Deployment
 from energymodel.errors import InputError
 from energymodel.find_model import find_model
 from energymodel.model import ModelSpec
 from energymodel.ops import lower
-from energymodel.sharding import shard
+from energymodel.parallel import Parallel
+from energymodel.sharding import shard, stage_layers, stages
 
 NAMES = (
     "Llama-3.1-8B-Instruct",
@@ -24,6 +25,10 @@ MODELS = {name: find_model(name)[0] for name in NAMES}
 DIVIDED = ("gemm", "moe", "prefill_attention", "decode_attention", "mla_prefill", "mla_decode")
 # What every GPU does in full: the router, and the projections down to a latent.
 REPEATED = ("router", "q_a_proj", "kv_a_proj", "qkv_a_proj")
+
+
+def tensor(size: int) -> Parallel:
+    return Parallel(tensor=size)
 
 
 def flop(model: ModelSpec, tokens: int, context: int) -> dict[str, float]:
@@ -41,7 +46,7 @@ def flop(model: ModelSpec, tokens: int, context: int) -> dict[str, float]:
 )
 def test_flop_of_the_shares_add_up(name: str, size: int, tokens: int, context: int) -> None:
     model = MODELS[name]
-    whole, part = flop(model, tokens, context), flop(shard(model, size), tokens, context)
+    whole, part = flop(model, tokens, context), flop(shard(model, tensor(size)), tokens, context)
     assert whole.keys() == part.keys()
     for op in whole:
         times = 1 if op in REPEATED else size
@@ -61,7 +66,7 @@ def test_flop_of_the_shares_add_up(name: str, size: int, tokens: int, context: i
 @pytest.mark.parametrize("size", [2, 4])
 def test_weights_of_the_shares_are_the_whole_and_what_is_repeated(name: str, size: int) -> None:
     model = MODELS[name]
-    together = size * shard(model, size).param_count
+    together = size * shard(model, tensor(size)).param_count
     plain = sum(
         n * w.params
         for layer, n in model.layer_groups()
@@ -78,13 +83,13 @@ def test_weights_of_the_shares_are_the_whole_and_what_is_repeated(name: str, siz
 def test_kv_heads_that_are_fewer_than_gpus_are_repeated() -> None:
     model = MODELS["Qwen3-30B-A3B"]  # 4 KV heads
     per_token = model.kv_bytes_per_token()
-    assert shard(model, 4).kv_bytes_per_token() == per_token / 4
-    assert shard(model, 8).kv_bytes_per_token() == per_token / 4
+    assert shard(model, tensor(4)).kv_bytes_per_token() == per_token / 4
+    assert shard(model, tensor(8)).kv_bytes_per_token() == per_token / 4
 
 
 def test_one_gpu_holds_everything() -> None:
     model = MODELS["gemma-2-9b-it"]
-    assert shard(model, 1) is model
+    assert shard(model, tensor(1)) is model
 
 
 @pytest.mark.parametrize(
@@ -92,9 +97,62 @@ def test_one_gpu_holds_everything() -> None:
     [
         ("Llama-3.1-8B-Instruct", 3, r"tensor_parallel_size is 3; it must divide"),
         ("Qwen2.5-0.5B-Instruct", 4, r"heads of .*\(14\)"),
-        ("NVIDIA-Nemotron-Nano-9B-v2", 2, "must be 1 .* Mamba2 is not known to be divided"),
+        ("rwkv-4-7b-pile", 2, "must be 1 .* TimeMix is not known to be divided"),
     ],
 )
 def test_what_cannot_be_divided_is_refused_by_name(name: str, size: int, what: str) -> None:
     with pytest.raises(InputError, match=what):
-        shard(find_model(name)[0], size)
+        shard(find_model(name)[0], tensor(size))
+
+
+@pytest.mark.parametrize(
+    "name", ["NVIDIA-Nemotron-Nano-9B-v2", "LFM2-1.2B", "Qwen3-Next-80B-A3B-Thinking"]
+)
+def test_states_of_recurrent_layers_are_divided(name: str) -> None:
+    model = find_model(name)[0]
+    part = shard(model, tensor(2))
+    assert part.state_bytes() == pytest.approx(model.state_bytes() / 2, rel=0.02)
+
+
+def test_spread_experts_are_whole_and_cut_experts_are_narrow() -> None:
+    model = MODELS["Qwen3-30B-A3B"]
+    whole = model.layers[0].find(Moe)
+    assert whole is not None
+    spread = shard(model, Parallel(tensor=2, data=2, experts=True)).layers[0].find(Moe)
+    cut = shard(model, Parallel(tensor=2, data=2)).layers[0].find(Moe)
+    assert spread is not None
+    assert cut is not None
+    assert (spread.most_experts, spread.moe_intermediate_size) == (32, 768)
+    assert (cut.num_experts, cut.moe_intermediate_size) == (128, 192)
+    # Both hold a fourth of the experts' weights.
+    for part in (spread, cut):
+        weights = {w.name: w.params for w in part.weights(model.hidden_size)}
+        assert 4 * weights["experts"] == 128 * 3 * 768 * model.hidden_size
+
+
+def test_experts_that_do_not_divide_are_held_by_some_gpus_more() -> None:
+    model = MODELS["Mixtral-8x7B-Instruct-v0.1"]
+    part = shard(model, Parallel(data=3, experts=True)).layers[0].find(Moe)
+    assert part is not None
+    assert part.most_experts == 3
+    with pytest.raises(InputError, match="enable_expert_parallel spreads experts over 16 GPUs"):
+        shard(model, Parallel(data=16, experts=True))
+
+
+@pytest.mark.parametrize(
+    ("layers", "count", "expected"),
+    [(32, 2, (16, 16)), (35, 4, (9, 9, 9, 8)), (34, 4, (8, 9, 9, 8)), (33, 4, (8, 8, 9, 8))],
+)
+def test_layers_of_stages_as_vllm_divides_them(
+    layers: int, count: int, expected: tuple[int, ...]
+) -> None:
+    assert stage_layers(layers, count) == expected
+
+
+def test_stages_hold_all_layers() -> None:
+    model = MODELS["Llama-3.1-8B-Instruct"]
+    parts = stages(model, 3)
+    assert [len(p.layers) for p in parts] == [11, 11, 10]
+    assert sum((p.layers for p in parts), ()) == model.layers
+    with pytest.raises(InputError, match="pipeline_parallel_size is 64"):
+        stages(model, 64)

@@ -12,6 +12,7 @@ from energymodel import profile as profiles
 from energymodel import timing
 from energymodel.deployment import Deployment
 from energymodel.find_model import find_model
+from energymodel.kriging import Kriging
 from energymodel.model import ModelSpec
 from energymodel.ops import Op, lower
 from energymodel.profile import Profile
@@ -83,6 +84,37 @@ def test_tabulated_curves_follow_the_residual_closely(monkeypatch: pytest.Monkey
             exact = times(model, steps)
         for (op, fast), (_, slow) in zip(coarse, exact, strict=True):
             assert fast.seconds == pytest.approx(slow.seconds, rel=0.005), op.name
+
+
+def test_a_curve_is_found_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    mean = Kriging.mean
+
+    def counted(kriging: Kriging, features: Floats) -> Floats:
+        rows.append(len(features))
+        return mean(kriging, features)
+
+    monkeypatch.setattr(Kriging, "mean", counted)
+    model, one = MODELS["Qwen3-8B"], steps_of(([(700, 0, 1, 1)], []))
+    every = steps_of(*(([(tokens, 0, 1, 1)], []) for tokens in range(1, 4000, 7)))
+    products = {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
+
+    def seconds(steps: Steps) -> dict[str, Floats]:
+        found = times(model, steps)
+        return {op.name: time.seconds for op, time in found if op.name in products}
+
+    timing._curve.cache_clear()
+    alone = seconds(one)
+    # Two nodes for each product (the LM head sees one row, which is a node itself).
+    fresh = sum(rows)
+    assert fresh <= 2 * (len(products) + 1) + len(lower(model, Deployment(), one))
+    timing._curve.cache_clear()
+    seconds(every)
+    rows.clear()
+    after = seconds(one)
+    assert sum(rows) <= fresh - 2 * len(products)
+    for name, value in alone.items():
+        assert after[name] == pytest.approx(value, rel=1e-12), name
 
 
 def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

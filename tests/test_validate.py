@@ -41,7 +41,15 @@ def always(**changes: Any) -> Any:
 def test_errors_by_hand() -> None:
     # Predicted 100 J and 1 s against 80, 100, 125 and 200 J: errors +0.25, 0, -0.2, -0.5.
     runs = [a_run(80.0, 0.5), a_run(100.0), a_run(125.0, 2.0), a_run(200.0, 1.0, model="n")]
-    v = validate(runs, always(energy_j=100.0, duration_s=1.0, energy_interval_j=(90.0, 130.0)))
+    v = validate(
+        runs,
+        always(
+            energy_j=100.0,
+            duration_s=1.0,
+            energy_interval_j=(90.0, 130.0),
+            duration_interval_s=(0.9, 1.1),
+        ),
+    )
     assert v.rows == 4
     assert v.median_ape == pytest.approx(0.225)
     assert v.p90_ape == pytest.approx(0.25 + 0.7 * 0.25)  # between the 3rd and the 4th of 4
@@ -49,6 +57,7 @@ def test_errors_by_hand() -> None:
     assert v.bias == pytest.approx(-0.1125)
     assert v.duration_median_ape == pytest.approx(0.25)  # 1, 0, 0.5, 0
     assert v.interval_coverage == 0.5
+    assert v.duration_interval_coverage == 0.5  # of 0.5, 1, 2 and 1 s
     assert v.interval_level == pytest.approx(0.9)
     assert {name: score.rows for name, score in v.by_model.items()} == {"m": 3, "n": 1}
     assert v.by_model["n"].bias == pytest.approx(-0.5)
@@ -214,6 +223,7 @@ def test_json_of_a_validation_has_the_keys_of_the_contract() -> None:
         "bias",
         "duration_median_ape",
         "interval_coverage",
+        "duration_interval_coverage",
         "baselines",
         "by_model",
         "worst",

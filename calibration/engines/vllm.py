@@ -1,22 +1,31 @@
 """Whole-model runs on vLLM: offline ``LLM.generate`` in one process, dummy weights redrawn.
 
 The engine runs as a user would run it: default compilation and CUDA graphs, random prompt
-tokens, greedy sampling, every sequence to its full length, no detokenising, no prefix caching.
+tokens, every sequence to its full length; greedy, no detokenising and no prefix caching unless the
+deployment says otherwise.
 """
 
 import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from calibration.engines import vllm_requests, vllm_speculative
 from calibration.sensors import Sensor
-from calibration.watch import Watcher
-from calibration.window import WindowRefused, refuse_thermal
+from calibration.watch_all import (
+    GpuRun,
+    WatchAll,
+    all_reasons,
+    mean_clock_hz,
+    mean_temperature_c,
+    total_memory_power_w,
+)
 
 if TYPE_CHECKING:
     from energymodel.deployment import Deployment
@@ -39,9 +48,14 @@ SCALES = ("weight_scale", "weight_scale_inv")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One measured workload. Energy is gross over one pass; boundary: the GPU board.
+    """One measured workload. Energy is gross over one pass, of all GPUs; boundary: the GPU board.
 
-    ``step_s`` are the durations of the engine's iterations in the last pass, in order.
+    Clock and temperature are means over the GPUs, ``memory_power_w`` is their sum; ``gpus`` is what
+    each spent where there are several.
+    ``step_s`` are the durations of the engine's iterations in the last pass, in order, and
+    ``waited_s`` what of each the host waited for the GPU's tokens;
+    ``latency`` is what those who asked a server saw;
+    ``speculative`` counts drafts over all passes.
     """
 
     duration_s: float
@@ -52,6 +66,10 @@ class Run:
     throttle_reasons: int
     memory_power_w: float | None
     step_s: tuple[float, ...]
+    waited_s: tuple[float, ...] = ()
+    latency: Mapping[str, float] = field(default_factory=dict)
+    speculative: Mapping[str, int] = field(default_factory=dict)
+    gpus: tuple[GpuRun, ...] = ()
 
 
 class Engine:
@@ -60,8 +78,10 @@ class Engine:
     def __init__(
         self, config: Mapping[str, Any], deployment: "Deployment", *, max_model_len: int
     ) -> None:
-        # One process, so that weights can be redrawn in place and steps can be timed.
+        # The engine in this process, so that steps can be timed; several GPUs have their own
+        # processes, begun afresh, since this one may have asked CUDA something already.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         # Greedy sampling needs no FlashInfer, which vLLM otherwise imports whether installed or not.
         os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
         from vllm import LLM
@@ -69,29 +89,45 @@ class Engine:
         self._folder = tempfile.TemporaryDirectory()
         facts = {k: v for k, v in config.items() if not k.startswith("_")}
         Path(self._folder.name, "config.json").write_text(json.dumps(facts), encoding="utf-8")
+        self._vocab = int(facts.get("vocab_size") or facts["text_config"]["vocab_size"])
+        self._marks = vllm_requests.marks(self._vocab)
+        if deployment.detokenize:
+            vllm_requests.write_tokenizer(Path(self._folder.name), self._vocab)
         self._llm = LLM(
             model=self._folder.name,
             load_format="dummy",
-            skip_tokenizer_init=True,
+            skip_tokenizer_init=not deployment.detokenize,
+            enforce_eager=deployment.enforce_eager,
             dtype=deployment.dtype,
             quantization=deployment.quantization,
             kv_cache_dtype=deployment.kv_cache_dtype,
             tensor_parallel_size=deployment.tensor_parallel_size,
+            pipeline_parallel_size=deployment.pipeline_parallel_size,
+            enable_expert_parallel=deployment.enable_expert_parallel,
             max_num_seqs=deployment.max_num_seqs,
             max_num_batched_tokens=deployment.max_num_batched_tokens,
             gpu_memory_utilization=deployment.gpu_memory_utilization,
-            max_model_len=max_model_len,
-            enable_prefix_caching=False,
+            # Drafts reach beyond the end of the longest request.
+            max_model_len=max_model_len + deployment.num_speculative_tokens,
+            enable_prefix_caching=deployment.enable_prefix_caching,
             disable_log_stats=True,
             trust_remote_code=False,
+            **vllm_speculative.settings(deployment, Path(self._folder.name, "draft")),
         )
+        self.deployment = deployment
         self._llm.apply_model(redraw_weights)
-        self._vocab = int(facts.get("vocab_size") or facts["text_config"]["vocab_size"])
+        self._drafts = vllm_speculative.DraftCounts()
+        if deployment.speculative_model is not None:
+            self._llm.collective_rpc(redraw_draft_weights)
+            self._drafts.watch(self._llm)
         self._step_ends: list[float] = []
+        self._waited_s: list[float] = []
         self._time_steps()
 
     def close(self) -> None:
-        """Let go of the engine and of the folder that held its configuration."""
+        """Let go of the engine, of its processes and of the folder that held its configuration."""
+        self._unwatch()
+        self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         self._folder.cleanup()
 
@@ -100,79 +136,103 @@ class Engine:
         original = engine.step
 
         def step() -> Any:
+            self._waited_s.append(0.0)
             result = original()
             self._step_ends.append(time.perf_counter())
             return result
 
         engine.step = step
+        self._time_waits()
+
+    def _time_waits(self) -> None:
+        """Time what the host waits for tokens (``AsyncOutputFuture.result``), step by step."""
+        from vllm.v1.executor.uniproc_executor import AsyncOutputFuture
+
+        original = AsyncOutputFuture.result
+
+        def result(future: Any, timeout: float | None = None) -> Any:
+            start = time.perf_counter()
+            found = original(future, timeout)
+            if self._waited_s:
+                self._waited_s[-1] += time.perf_counter() - start
+            return found
+
+        AsyncOutputFuture.result = result
+        self._unwatch: Callable[[], None] = partial(setattr, AsyncOutputFuture, "result", original)
 
     def prepare(self, workload: "Workload", seed: int) -> Requests:
         """Random prompts and sampling parameters for every request of a workload."""
-        import numpy as np
         from vllm import SamplingParams
 
-        rng = np.random.default_rng(seed)
-        prompts, params = [], []
-        for b in workload.bins:
-            # Greedy, to the full length: the output is noise and its length is the workload's.
-            sampling = SamplingParams(
-                temperature=0.0,
-                max_tokens=max(1, b.output_tokens),
-                ignore_eos=True,
-                detokenize=False,
+        tokens = vllm_requests.prompts(workload, self.deployment, self._vocab, seed)
+        params = [
+            SamplingParams(
+                **vllm_requests.sampling(self.deployment, b.output_tokens),
+                detokenize=self.deployment.detokenize,
             )
-            for _ in range(b.count or 0):
-                tokens = rng.integers(10, self._vocab - 10, size=b.input_tokens).tolist()
-                prompts.append({"prompt_token_ids": tokens})
-                params.append(sampling)
-        return prompts, params
+            for b in workload.bins
+            for _ in range(b.count or 0)
+        ]
+        return [{"prompt_token_ids": ids} for ids in tokens], params
 
-    def generate(self, requests: Requests) -> tuple[float, ...]:
-        """Run requests to their end; seconds of each iteration, the first from submission."""
+    def generate(self, requests: Requests, places: Sequence[int] = ()) -> tuple[float, ...]:
+        """Run requests to their end; seconds of each iteration, the first from submission.
+
+        ``places``: where each prompt gets a new token, so that the prefix cache knows no more of it.
+        """
         prompts, params = requests
+        if places:
+            vllm_requests.freshen([p["prompt_token_ids"] for p in prompts], places, self._marks)
+        self._waited_s = []
         self._step_ends = [time.perf_counter()]
         self._llm.generate(prompts, params, use_tqdm=False)
         ends = self._step_ends
         return tuple(b - a for a, b in pairwise(ends))
 
-    def measure(self, workload: "Workload", sensor: Sensor, *, min_run_s: float = MIN_RUN_S) -> Run:
+    def measure(self, workload: "Workload", *sensors: Sensor, min_run_s: float = MIN_RUN_S) -> Run:
         """Warm up, then repeat back to back for ``min_run_s`` or more.
+
+        Args:
+            workload: bins with counts.
+            sensors: of every GPU of the replica.
+            min_run_s: least time that is measured.
 
         Raises:
             WindowRefused: the energy counter stood still, or the GPU was too hot.
         """
         variants = [self.prepare(workload, seed) for seed in range(2)]
-        watcher = Watcher(sensor)
-        with watcher as trace:
+        caching = self.deployment.enable_prefix_caching
+        places = vllm_requests.own_tokens(workload, self.deployment) if caching else []
+        with WatchAll(sensors) as watch:
             warm_until = time.perf_counter() + WARM_S
-            self.generate(variants[0])
+            self.generate(variants[0], places)
             while time.perf_counter() < warm_until:
-                self.generate(variants[0])
+                self.generate(variants[0], places)
+            self._drafts.reset()
             start = time.perf_counter()
             repeats = 0
             while repeats == 0 or time.perf_counter() - start < min_run_s:
                 repeats += 1
-                step_s = self.generate(variants[repeats % 2])
+                step_s = self.generate(variants[repeats % 2], places)
             end = time.perf_counter()
-            memory_power_w = sensor.memory_power_w()
+            waited_s = tuple(self._waited_s)
+            drafts = self._drafts.facts()
+            memory_power_w = watch.memory_power_w()
             self._tail(variants[0])
-            watcher.wait_for_tick(end)
-        try:
-            energy_j = trace.energy_between(start, end)
-        except ValueError as error:
-            raise WindowRefused("The energy counter did not move around the run.") from error
-        sm_clock_hz, temperature_c = trace.clock_hz(start, end), trace.temperature_c(start, end)
-        throttle_reasons = trace.throttle_reasons(start, end)
-        refuse_thermal(throttle_reasons, sm_clock_hz, temperature_c)
+            watch.wait_for_tick(end)
+        gpus = watch.runs(start, end, memory_power_w, repeats)
         return Run(
             duration_s=(end - start) / repeats,
-            energy_j=energy_j / repeats,
+            energy_j=sum(gpu.energy_j for gpu in gpus),
             repeats=repeats,
-            sm_clock_hz=sm_clock_hz,
-            temperature_c=temperature_c,
-            throttle_reasons=throttle_reasons,
-            memory_power_w=memory_power_w,
+            sm_clock_hz=mean_clock_hz(gpus),
+            temperature_c=mean_temperature_c(gpus),
+            throttle_reasons=all_reasons(gpus),
+            memory_power_w=total_memory_power_w(gpus),
+            gpus=gpus if len(gpus) > 1 else (),
             step_s=step_s,
+            waited_s=waited_s,
+            speculative=drafts,
         )
 
     def _tail(self, requests: Requests) -> None:
@@ -193,6 +253,8 @@ def redraw_weights(model: Any) -> None:
     """
     import torch
 
+    # What several GPUs hold a copy of, such as a router, must be the same on all of them.
+    torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if not parameter.is_floating_point():
             continue
@@ -204,6 +266,13 @@ def redraw_weights(model: Any) -> None:
             parameter.data.normal_(0.0, DEVIATION)
         else:
             _redraw_narrow(parameter.data, torch)
+
+
+def redraw_draft_weights(worker: Any) -> None:
+    """The same for the draft model of a worker, if it has one."""
+    model = vllm_speculative.draft_model(worker)
+    if model is not None:
+        redraw_weights(model)
 
 
 def _redraw_narrow(tensor: Any, torch: Any) -> None:
@@ -225,7 +294,12 @@ def run_record(model: str, gpu: str, workload: "Workload", run: Run) -> dict[str
         "gpu": gpu,
         "engine": "vllm",
         "bins": [
-            {"input_tokens": b.input_tokens, "output_tokens": b.output_tokens, "count": b.count}
+            {
+                "input_tokens": b.input_tokens,
+                "output_tokens": b.output_tokens,
+                "count": b.count,
+                **({"prefix_tokens": b.prefix_tokens} if b.prefix_tokens else {}),
+            }
             for b in workload.bins
         ],
         "duration_s": run.duration_s,
@@ -236,6 +310,10 @@ def run_record(model: str, gpu: str, workload: "Workload", run: Run) -> dict[str
         "throttle_reasons": run.throttle_reasons,
         "memory_power_w": run.memory_power_w,
         "step_us": [round(s * 1e6) for s in run.step_s],
+        **({"waited_us": [round(s * 1e6) for s in run.waited_s]} if any(run.waited_s) else {}),
+        **({"latency": dict(run.latency)} if run.latency else {}),
+        **({"speculative": dict(run.speculative)} if run.speculative else {}),
+        **({"gpus": [asdict(gpu) for gpu in run.gpus]} if run.gpus else {}),
     }
 
 

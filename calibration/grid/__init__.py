@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from calibration.grid.attention import ATTENTION, LATENT
+from calibration.grid.eager import EAGER
 from calibration.grid.experts import MIXTURES
 from calibration.grid.family import FULL, PART, Family, Point, Shape
 from calibration.grid.products import PRODUCTS
@@ -32,7 +33,7 @@ __all__ = [
     "wide",
 ]
 
-FAMILIES = (*PRODUCTS, *ATTENTION, *LATENT, *MIXTURES, *BY_ROW, *RECURRENCES)
+FAMILIES = (*PRODUCTS, *ATTENTION, *LATENT, *MIXTURES, *BY_ROW, *RECURRENCES, *EAGER)
 # Host time to launch a kernel, eagerly and in a CUDA graph.
 LAUNCHES = tuple(Point(op="launch", shape={"graph": graph}) for graph in (0, 1))
 # Bursts of each required family in the quick grid.

@@ -67,7 +67,7 @@ def regression(w: Windows, hbm_byte_j: float, exponent: float) -> tuple[Array, A
     """(regressors [n, 4] in the order of ``CORE``, target [n]) over the usable windows."""
     keep = usable(w)
     scale = (w.weight / w.gross_j)[keep]
-    columns = np.stack([w.flop, w.weight_bytes, w.row_bytes, w.full_s], axis=1)[keep]
+    columns = np.stack([w.core_flop, w.weight_bytes, w.row_bytes, w.full_s], axis=1)[keep]
     target = w.work_j[keep] - hbm_byte_j * w.hbm_bytes[keep]
     return columns * (w.clock[keep] ** exponent * scale)[:, None], target * scale
 

@@ -30,7 +30,7 @@ START_FLOP_PER_S, START_BYTES_PER_S = 989.4e12, 4.8e12
 ENERGY: Mapping[str, Mapping[str, float]] = {
     "gemm": {"flop_j": 8e-13, "weight_byte_j": 6e-11, "row_byte_j": 8e-11, "busy_w": 90.0},
     "decode_attention": {
-        "flop_j": 5e-14, "weight_byte_j": 1.2e-10, "row_byte_j": 2e-10, "busy_w": 30.0,
+        "flop_j": 8e-13, "weight_byte_j": 8e-11, "row_byte_j": 2e-10, "busy_w": 30.0,
     },
     "prefill_attention": {
         "flop_j": 1.1e-12, "weight_byte_j": 5e-11, "row_byte_j": 1.2e-10, "busy_w": 60.0,
@@ -105,7 +105,7 @@ class Truth:
         timed = laws.LAWS[t.kind](t.shapes, self.law(t.name))
         full_s = np.asarray(timed.seconds, dtype=np.float64)
         clocked_s = clocked_seconds(t.kind, timed, full_s) * self.clock_share(t.name)
-        work = (t.flop, t.weight_bytes, t.row_bytes, full_s)
+        work = (t.core_flop, t.weight_bytes, t.row_bytes, full_s)
         return StepLoad(
             fixed_s=full_s - clocked_s,
             clocked_s=clocked_s,

@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from energymodel.blocks.nothing import CachesNothing, KeepsNothing
+from energymodel.collectives import dispatched
 from energymodel.dtypes import DTYPE_BYTES, arithmetic, input_bytes
 from energymodel.op_kinds import Context, Op, elementwise, linear, quantise
+from energymodel.spread import busiest
 from energymodel.weights import Weight, matrix, vector
 
 EXPERTS = "experts"
@@ -77,7 +79,8 @@ class Moe(CachesNothing, KeepsNothing):
 
     ``router_vectors`` are learnt values for each expert beside the router (biases of its scores).
     ``latent_size``: routed experts work on vectors of that width, between two projections that all
-    of them share (Nemotron 3).
+    of them share (Nemotron 3). ``gpus``: experts are whole and spread over so many GPUs, of which
+    one is described; ``num_experts`` are those of all.
     """
 
     num_experts: int
@@ -90,6 +93,12 @@ class Moe(CachesNothing, KeepsNothing):
     router_vectors: int = 0
     expert_bias: bool = False
     latent_size: int | None = None
+    gpus: int = 1
+
+    @property
+    def most_experts(self) -> int:
+        """Experts on the GPU that has most (``determine_expert_map`` of vLLM)."""
+        return -(-self.num_experts // self.gpus)
 
     @property
     def expert(self) -> Mlp:
@@ -125,8 +134,8 @@ class Moe(CachesNothing, KeepsNothing):
     def _active(self, name: str, each: int) -> Weight:
         return Weight(
             name=name,
-            params=self.num_experts * each,
-            active=self.num_experts_per_tok * each,
+            params=self.most_experts * each,
+            active=self.num_experts_per_tok * each // self.gpus,
             role="expert" if name == EXPERTS else "plain",
             parts=("gate_proj", "up_proj", "down_proj"),
         )
@@ -140,16 +149,22 @@ class Moe(CachesNothing, KeepsNothing):
         row_bytes = e * ctx.wide + top_k * 8
         top = elementwise(ctx, "topk", "moe", width=e, row_bytes=row_bytes, kind="moe_routing")
         ops = [*self._shared(ctx), *router, top]
+        before, behind = dispatched(ctx, top_k)
         if latent is not None:
             ops += linear(ctx, "fc1_latent_proj", "moe", n=latent, k=h)
             out = linear(ctx, "fc2_latent_proj", "moe", n=h, k=latent)
-            return [*ops, *self._experts(replace(ctx, hidden_size=latent)), *out]
-        return ops + self._experts(ctx)
+            inside = self._experts(replace(ctx, hidden_size=latent))
+            return [*ops, *before, *inside, *behind, *out]
+        return [*ops, *before, *self._experts(ctx), *behind]
 
     def _experts(self, ctx: Context) -> list[Op]:
-        """Routed experts, after the quantisation of what enters their products."""
+        """Routed experts, after the quantisation of what enters their products.
+
+        They see the tokens of all copies of the model that share them.
+        """
         inner, top_k = self.moe_intermediate_size, self.num_experts_per_tok
-        ops = []
+        ops: list[Op] = []
+        ctx = replace(ctx, tokens=ctx.tokens * ctx.parallel.data)
         narrow = input_bytes(ctx.stored(EXPERTS), ctx.wide)
         if narrow != ctx.wide:
             h = ctx.hidden_size
@@ -174,10 +189,15 @@ class Moe(CachesNothing, KeepsNothing):
         Under uniform routing n tokens touch E(1-(1-k/E)^n) of E experts, each of whose weights are
         read once. The kernels in it pass intermediates through memory: k copies of 2I written and
         read, of I written and read, of H written and read, beside the input and the output of H.
+
+        Of experts spread over GPUs each holds its part and does its part of the choices on average;
+        all wait for the one with most, whose share is the ``imbalance`` (``spread.py``).
         """
         h, inner, stored = ctx.hidden_size, self.moe_intermediate_size, ctx.stored(EXPERTS)
-        top_k, experts, n = self.num_experts_per_tok, self.num_experts, ctx.tokens
+        n, gpus = ctx.tokens, self.gpus
+        top_k, experts = self.num_experts_per_tok / gpus, self.num_experts / gpus
         touched = experts * (1.0 - (1.0 - top_k / experts) ** n)
+        most = busiest(n, experts=self.num_experts, top_k=self.num_experts_per_tok, gpus=gpus)
         narrow = input_bytes(stored, ctx.wide)
         up = self.expert.up_size
         matrices = h * (up + inner)
@@ -202,7 +222,9 @@ class Moe(CachesNothing, KeepsNothing):
                 "up_size": float(up),
                 "num_experts": float(experts),
                 "top_k": float(top_k),
-                "experts_touched": np.asarray(touched),
+                "experts_touched": np.minimum(touched * most.experts, experts),
+                "imbalance": most.choices,
                 "weight_element_bytes": DTYPE_BYTES[stored],
             },
+            captured=ctx.captured,
         )

@@ -262,14 +262,22 @@ class SoftmaxAttention(KeepsNothing):
         )
 
     def _decode(self, ctx: Context) -> Op:
-        """Attention of decoding sequences, one query each, over what the window leaves of the cache."""
+        """Attention of decoding sequences, few queries each, over what the window leaves of the cache."""
         steps, decodes = ctx.steps, ctx.steps.decodes
         span = steps.weight[decodes.step]
+        last = decodes.context + (decodes.queries - 1.0)
+        kv_tokens = self.decode_kv_tokens(last, span)
+        pairs = None
+        if decodes.queries > 1:
+            queries = np.full_like(last, decodes.queries)
+            pairs = self.chunk_pairs(queries, decodes.context)
+            kv_tokens = self.chunk_kv_tokens(queries, decodes.context)
         return decode_attention(
             ctx,
             self,
-            kv_tokens=self.decode_kv_tokens(decodes.context, span),
-            block_tokens=self.decode_block_tokens(decodes.context, span),
+            kv_tokens=kv_tokens,
+            block_tokens=self.decode_block_tokens(last, span),
+            pairs=pairs,
         )
 
     @property
@@ -324,12 +332,19 @@ def decode_attention(
     *,
     kv_tokens: Floats,
     block_tokens: Floats,
+    pairs: Floats | None = None,
     name: str = "attention_decode",
 ) -> Op:
-    """Attention of one query of each sequence over ``kv_tokens`` cached keys, in whole blocks."""
+    """Attention of each sequence's few queries over ``kv_tokens`` cached keys, in whole blocks.
+
+    ``pairs`` are the query-key pairs of one head, as many as keys unless given. The queries of a
+    sequence are packed like query heads that share a KV head (``pack_gqa`` of FlashAttention 3,
+    ``hopper/heuristics.h``), so they read the cache once and are counted as heads.
+    """
     steps = ctx.steps
-    num_seqs = steps.decoding
+    num_seqs, queries = steps.decoding, steps.decodes.queries
     asked = np.zeros(steps.chunks.tokens.size), kv_tokens
+    pairs = steps.sum_decodes(kv_tokens if pairs is None else pairs)
     kv_tokens, block_tokens = steps.sum_decodes(kv_tokens), steps.sum_decodes(block_tokens)
     kv_bytes = kv_tokens * a.key_value_bytes(ctx.kv_element_bytes)
     return Op(
@@ -339,11 +354,15 @@ def decode_attention(
         dtype=ctx.dtype,
         stored=ctx.kv_stored,
         count=ctx.count,
-        flop=a.flop(kv_tokens),
-        hbm_bytes=kv_bytes + num_seqs * (2 * a.q_size * ctx.wide),
+        flop=a.flop(pairs),
+        hbm_bytes=kv_bytes + num_seqs * (2 * a.q_size * queries * ctx.wide),
         weight_bytes=kv_bytes,
         shape=_attention_shape(a, kv_tokens, ctx.kv_element_bytes)
-        | {"num_seqs": num_seqs, "block_tokens": block_tokens},
+        | {
+            "num_seqs": num_seqs,
+            "block_tokens": block_tokens,
+            "heads": float(a.num_attention_heads * queries),
+        },
         stands_for=a.kernel,
         asked=asked,
     )

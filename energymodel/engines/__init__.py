@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 
 from energymodel.deployment import Deployment
-from energymodel.engines import vllm
+from energymodel.engines import transformers, vllm
 from energymodel.engines.engine import Engine, EngineTime
 from energymodel.errors import InputError
 
-ENGINES: Mapping[str, Engine] = {"vllm": vllm.ENGINE}
+ENGINES: Mapping[str, Engine] = {"vllm": vllm.ENGINE, "transformers": transformers.ENGINE}
 
 __all__ = ["ENGINES", "Engine", "EngineTime", "engine_of"]
 

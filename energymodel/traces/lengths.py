@@ -97,12 +97,11 @@ def lengths_of(trace: Trace, part: Range | None = None) -> Lengths:
         if not part.whole:
             raise InputError(f"{trace.name} gives no times, so no range of them can be chosen.")
         return _counted(trace, trace, None, None)
-    end_s = np.inf if part.end_s is None else part.end_s
-    inside = (trace.arrival_s >= part.start_s) & (trace.arrival_s < end_s)
-    chosen = trace.where(inside)
+    chosen = trace.within(part.start_s, part.end_s)
+    assert chosen.arrival_s is not None  # noqa: S101 (the whole trace has times)
     last_s = float(trace.arrival_s[-1])
     span_s = part_span_s(trace.name, part, last_s, chosen.requests)
-    minutes = np.floor((trace.arrival_s[inside] - part.start_s) / 60)
+    minutes = np.floor((chosen.arrival_s - part.start_s) / 60)
     return _counted(trace, chosen, span_s, counts_per_minute(minutes, None, span_s))
 
 

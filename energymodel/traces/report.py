@@ -31,11 +31,46 @@ _REASONS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Energy of all requests of a trace by one way, and its relative error.
+
+    ``error`` is against the replay, or, where a trace has no times, against all requests at once.
+    """
+
+    energy_j: float
+    energy_per_request_j: float
+    energy_per_output_token_j: float | None
+    ttft_mean_s: float | None
+    saturated: bool | None
+    error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Energy of a trace on one replica by its bins and by a ``replay`` (``binned_estimate.py``).
+
+    ``rates``: bins with rates, Poisson arrivals, for as long as the trace. ``counts``: bins with
+    counts, all at once. ``at_once``: all at once with their own lengths; ``binning_error`` is of
+    ``counts`` against it.
+    """
+
+    model: str
+    gpu: str
+    replay: Estimate | None
+    rates: Estimate | None
+    counts: Estimate
+    at_once: Estimate
+    binning_error: float
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """``energymodel bins --json``; shares are fractions.
 
     ``left_out`` counts requests by reason; ``excluded_share`` is the share of those in the range
-    that no engine would serve.
+    that no engine would serve. ``estimate``, where a model was named: energy by the bins, and of a
+    replay.
     """
 
     trace: str
@@ -51,6 +86,7 @@ class Report:
     prefix_share: float | None
     bins: tuple[Mapping[str, Any], ...]
     warnings: tuple[str, ...]
+    estimate: Comparison | None = None
 
 
 def report(lengths: Lengths, binned: Binned, *, online: bool, seed: int) -> Report:
@@ -142,7 +178,28 @@ def tables(made: Report) -> "RenderableType":
     ):
         changed.add_row(name, _factor(tokens), _factor(attention), f"{far:.2f} octaves")
     title = f"{render.printable(made.trace)} ({made.format})"
-    return Group(title, "", facts, "", changed, *render.warnings(made.warnings))
+    estimate = [] if made.estimate is None else ["", _estimates(made.estimate)]
+    return Group(title, "", facts, "", changed, *estimate, *render.warnings(made.warnings))
+
+
+def _estimates(found: Comparison) -> "RenderableType":
+    from energymodel import render
+
+    table = render.columns(f"{found.model} on {found.gpu}", ">energy", ">per request", ">error")
+    for name, estimate in (
+        ("replay as it arrived", found.replay),
+        ("bins with rates", found.rates),
+        ("bins with counts, all at once", found.counts),
+        ("own lengths, all at once", found.at_once),
+    ):
+        if estimate is not None:
+            table.add_row(
+                name,
+                render.quantity(estimate.energy_j, render.ENERGY),
+                render.quantity(estimate.energy_per_request_j, render.ENERGY),
+                render.percent(estimate.error, signed=True),
+            )
+    return table
 
 
 def _factor(ratio: float | None) -> str:

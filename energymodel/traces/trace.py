@@ -47,6 +47,13 @@ class Trace:
             prefix_tokens=None if prefix_tokens is None else prefix_tokens[chosen],
         )
 
+    def within(self, start_s: float, end_s: float | None) -> "Trace":
+        """The requests that arrive from ``start_s`` until before ``end_s`` (None: the end)."""
+        if self.arrival_s is None:
+            return self
+        last_s = np.inf if end_s is None else end_s
+        return self.where((self.arrival_s >= start_s) & (self.arrival_s < last_s))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:

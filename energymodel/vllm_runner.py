@@ -1,0 +1,5 @@
+"""vLLM 0.24 has two programs that run a model on a GPU; which of them runs which model."""
+
+NEW_RUNNER = ("qwen3", "deepseek_v2", "qwen2_moe", "granitemoe", "llama", "mistral")
+"""``model_type`` of the architectures that the newer model runner takes by default
+(``DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES`` in ``vllm/config/vllm.py``)."""
