@@ -249,6 +249,7 @@ def _moe(o: Observation) -> Columns:
         "num_experts": experts,
         "top_k": top_k,
         "experts_touched": touched,
+        "imbalance": 1.0,  # all experts are on one GPU
         "weight_element_bytes": stored,
         "flop": 6.0 * n * top_k * hidden * inner,
         "weights": touched * 3 * hidden * inner * stored,

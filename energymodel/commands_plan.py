@@ -1,6 +1,7 @@
 """``plan``: the fleet that serves most under a power budget."""
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -208,6 +209,8 @@ def plan(
     """The fleet that serves most of a demand under a power budget."""
     from importlib.util import find_spec
 
+    # Matrices are small here: threads of BLAS would wait for each other longer than they compute.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if find_spec("scipy") is None:
         raise WorkError("Planning needs scipy: pip install 'energymodel[plan]'.")
     from energymodel.planning import present

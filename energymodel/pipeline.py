@@ -25,7 +25,7 @@ from energymodel.op_kinds import Op
 from energymodel.sharding import stage_layers
 from energymodel.steps import Floats
 from energymodel.timing import OpTime
-from energymodel.vllm_runner import NEW_RUNNER
+from energymodel.vllm_runner import by_new_runner
 from energymodel.workload import Bin
 
 HEAD_COMPONENTS = ("lm_head", "sampling")
@@ -34,7 +34,7 @@ HEAD_COMPONENTS = ("lm_head", "sampling")
 def micro_batches(model: ModelSpec, deployment: Deployment, bins: Sequence[Bin]) -> int:
     """Batches of different requests in flight at a time."""
     stages = deployment.pipeline_parallel_size
-    if stages == 1 or model.model_type not in NEW_RUNNER:
+    if stages == 1 or not by_new_runner(model):
         return 1
     if any(b.requests_per_s is not None for b in bins):
         return stages  # requests come one by one, into whichever batch is next

@@ -138,7 +138,7 @@ def test_what_binds_and_what_would_be_enough() -> None:
 @pytest.mark.parametrize(
     ("changes", "binding", "sentence"),
     [
-        ({"site": Site(budget_w=900.0, server=server.load())}, "power_w", "the least is 2,"),
+        ({"site": Site(budget_w=900.0, server=server.load())}, "power_w", "the least is about 2,"),
         ({"objective": Objective(itl_s=1e-4)}, "itl_s", "for a single request"),
         ({"objective": Objective(ttft_s=1e-4)}, "ttft_s", "--ttft-s 0.0001 cannot be met"),
     ],

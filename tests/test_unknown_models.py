@@ -179,8 +179,9 @@ def test_the_interval_is_that_of_another_kernel_and_the_prediction_says_why() ->
     assert known.warnings == ()
     assert len(unknown.warnings) == 1
     assert "'nobody-knows' is not known" in unknown.warnings[0]
-    low, _ = unknown.energy_interval_j
-    assert math.log(unknown.energy_j / low) == pytest.approx(OTHER_KERNEL)
+    # Two kinds of boards make it a little wider than the factor alone.
+    low, high = unknown.energy_interval_j
+    assert OTHER_KERNEL <= 0.5 * math.log(high / low) <= 1.01 * OTHER_KERNEL
 
 
 @pytest.mark.parametrize("key", ["text_config", "llm_config"])

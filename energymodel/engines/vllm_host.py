@@ -25,7 +25,7 @@ from energymodel.model import ModelSpec
 from energymodel.profile import Estimate
 from energymodel.steps import Floats, Steps
 from energymodel.towers import layers_run
-from energymodel.vllm_runner import NEW_RUNNER
+from energymodel.vllm_runner import by_new_runner
 from energymodel.workload import Bin, Workload
 
 # Host work that comes before the first launch: a step is scheduled and prepared.
@@ -60,7 +60,7 @@ def new_runner(model: ModelSpec, deployment: Deployment) -> bool:
 
     ``_get_v2_model_runner_unsupported_features`` in ``vllm/config/vllm.py``.
     """
-    return model.model_type in NEW_RUNNER and deployment.speculative_model is None
+    return by_new_runner(model) and deployment.speculative_model is None
 
 
 def launches(

@@ -6,7 +6,7 @@ round the budget that the programme sees is lowered until the rule of the site h
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -19,6 +19,7 @@ from energymodel.planning.doubt import Doubt, doubt_of
 from energymodel.planning.evaluate import Missed, Operating, evaluate, mix_of, pareto
 from energymodel.planning.fleet import Fleet, Problem, most_served
 from energymodel.planning.provision import Course, Provisioning, provisioning
+from energymodel.planning.refusal import LITTLE, without_choice, without_fleet
 from energymodel.planning.request import Demand, Request
 from energymodel.planning.sureness import Load, Sureness, sureness
 from energymodel.planning.verify import SLOT_S, Seen, server_of, watch
@@ -47,8 +48,6 @@ ALIKE = 0.1
 REQUESTS = 30_000
 # Threads that price candidates.
 MOST_THREADS = 8
-# Requests a second below which a replica serves nothing worth a simulation.
-LITTLE = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +96,7 @@ def find(request: Request, progress: Progress = lambda *_: None) -> Found | Noth
     """
     options, refused, missed = operating_points(request, progress)
     if not options:
-        binding, reason = _why_nothing(request, refused, missed)
+        binding, reason = without_choice(request, refused, missed)
         return Nothing(
             request=request, refused=refused, missed=missed, binding=binding, reason=reason
         )
@@ -106,7 +105,7 @@ def find(request: Request, progress: Progress = lambda *_: None) -> Found | Noth
         progress("fleet", round_, request.rounds)
         found = _solve(request, (options, refused, missed), known, budget_w)
         if found is None:
-            binding, reason = _why_none_fits(request, options)
+            binding, reason = without_fleet(request, options)
             return Nothing(
                 request=request, refused=refused, missed=missed, binding=binding, reason=reason
             )
@@ -388,54 +387,3 @@ def meets(request: Request, seen: Seen) -> bool:
         limit is None or value <= limit * (1.0 + TOLERANCE)
         for limit, value in ((objective.ttft_s, seen.ttft_s), (objective.itl_s, seen.itl_s))
     )
-
-
-def _why_nothing(
-    request: Request, refused: tuple[Refused, ...], missed: tuple[Missed, ...]
-) -> tuple[str, str]:
-    """(what binds, the sentence that says by how much it would have to give) without any choice."""
-    late = [m for m in missed if m.what in ("itl_s", "ttft_s")]
-    if late:
-        nearest = min(late, key=lambda m: m.value / (getattr(request.objective, m.what) or 1.0))
-        name = nearest.what.replace("_", "-")
-        asked = getattr(request.objective, nearest.what)
-        return nearest.what, (
-            f"--{name} {asked:g} cannot be met: the fastest choice, {nearest.candidate.model.name} "
-            f"on {nearest.candidate.gpus} x {nearest.candidate.profile.gpu.full_name}, takes "
-            f"{nearest.value:.3g} s for a single request."
-        )
-    if any(m.what == "memory" for m in missed):
-        return "memory", "the longest request does not fit the KV cache of any choice."
-    if refused:
-        return "memory", refused[-1].reason
-    return "model", "no step of the models can be tabulated (images, encoders), so none is planned."
-
-
-def _why_none_fits(request: Request, options: Sequence[Option]) -> tuple[str, str]:
-    """(what binds, the sentence that says so) where there are choices and no fleet of them."""
-    programme, spare = problem(request, options, request.site.budget_w), request.site.spare
-    and_spare = f" with {spare:,} to spare" if spare else ""
-    for name in ("gpus", "racks"):
-        if name in programme.limits:
-            alone = replace(programme, limits={name: programme.limits[name]})
-            if most_served(alone, gap=request.gap).served.sum() <= LITTLE:
-                limit = programme.limits[name]
-                return name, f"--max-{name} {limit:,.0f} is too few for one replica{and_spare}."
-    least_w = _least_budget_w(request, options)
-    return "power_w", (
-        f"--power-budget-w {request.site.budget_w:g} is too small for one replica{and_spare}, by the "
-        f"rule of the site: the least is about {least_w:,.0f} W."
-    )
-
-
-def _least_budget_w(request: Request, options: Sequence[Option]) -> float:
-    """Least facility power of one replica that serves: with its server, by the rule of the site."""
-    found = []
-    programme = problem(request, options, request.site.budget_w)
-    for choice in programme.choices:
-        host = programme.hosts[choice.host]
-        replicas = 1 + request.site.spare
-        servers = -(-replicas * choice.places // host.places)
-        each_w = choice.uses["power_w"].per_replica
-        found.append(replicas * each_w + servers * host.uses["power_w"])
-    return min(found)
