@@ -7,7 +7,7 @@ waits inside a collective comes from windows in which one GPU is late to every c
 one at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -20,6 +20,7 @@ from calibration.collectives import observations as file
 from calibration.collectives.observations import CollectiveObservation, RankWindow
 from calibration.files import write_whole
 from calibration.fit_workers import with_whole_runs
+from calibration.gpu import datasheet
 from calibration.robust import deviations, robust_fit
 from energymodel import io
 from energymodel import profile as profiles
@@ -65,13 +66,15 @@ class Sizes:
         return wire_share(self.kind, self.gpus) * self.message
 
 
-def fit_fabric(path: Path) -> FabricProfile:
-    """Everything that is known of the links of a host.
+def fit_fabric(path: Path, gpu: str) -> FabricProfile:
+    """Everything that is known of the links of a host with GPUs of the datasheet ``gpu``.
 
     Raises:
-        InputError: there are too few observations.
+        InputError: there are too few observations, or they are of another GPU, or of links or
+            environments that differ.
     """
     seen = [o for o in file.read(path) if o.library in ("nccl", "vllm")]
+    _check_alike(seen, path, gpu)
     groups = [_sizes(group) for group in _grouped(seen).values()]
     enough = [sizes for sizes in groups if np.unique(sizes.message).size >= LEAST_SIZES]
     if not enough:
@@ -86,6 +89,28 @@ def fit_fabric(path: Path) -> FabricProfile:
         environment=dict(first.environment),
         boards=tuple(sorted({r.board for o in seen for r in o.ranks})),
     )
+
+
+def _check_alike(seen: Sequence[CollectiveObservation], path: Path, gpu: str) -> None:
+    """One kind of GPU, one kind of link and one environment: a fit of several is of none."""
+    for number, o in enumerate(seen, start=1):
+        if datasheet(o.gpu) != gpu:
+            raise InputError(f"{path} is of '{o.gpu}', not {gpu}: choose another file or --gpu.")
+        for field in ("link", "environment"):
+            first, other = (getattr(one, field) for one in (seen[0], o))
+            if first != other:
+                raise InputError(
+                    f"{path}: {field} of collective {number} must be that of the first, "
+                    f"{_differing(first, other)}: fit them apart."
+                )
+
+
+def _differing(first: str | Mapping[str, str], other: str | Mapping[str, str]) -> str:
+    """What two values are, of mappings the first key that differs."""
+    if isinstance(first, str) or isinstance(other, str):
+        return f"{first!r}, got {other!r}"
+    key = min(k for k in {*first, *other} if first.get(k) != other.get(k))
+    return f"{key} {first.get(key)!r}, got {other.get(key)!r}"
 
 
 def _grouped(
@@ -269,7 +294,7 @@ def with_fabric(profile: Profile, measured: Path, gpu: str, *, simulated: bool) 
     links = own if own.is_file() else None if simulated else shipped(gpu, file.FILE)
     if links is None:
         return profile
-    return _with_workers(replace(profile, fabric=fit_fabric(links)), gpu, simulated=simulated)
+    return _with_workers(replace(profile, fabric=fit_fabric(links, gpu)), gpu, simulated=simulated)
 
 
 def _with_workers(profile: Profile, gpu: str, *, simulated: bool) -> Profile:
@@ -297,11 +322,12 @@ def conclude(measured: Path, folder: Path, gpu: str, *, simulated: bool = False)
         simulated: the file came from a simulated host, and so does what is predicted with it.
 
     Raises:
-        InputError: too little was measured, or there is no profile to add it to.
+        InputError: too little was measured, or on another GPU or several kinds of link, or there
+            is no profile to add it to.
     """
     target = folder / f"{gpu}.json"
     known = profiles.load(gpu, target if target.is_file() else None)
-    changed = replace(known, fabric=fit_fabric(measured))
+    changed = replace(known, fabric=fit_fabric(measured, gpu))
     changed = _with_workers(changed, gpu, simulated=simulated)
     if simulated:
         changed = replace(changed, kind="simulated")

@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from calibration.boards_of_runs import byte_j_of
 from energymodel.costs import planned, step_costs
 from energymodel.engines.vllm_host import launches
-from energymodel.engines.vllm_workers import WORKERS, launched_layers, sequences
+from energymodel.engines.vllm_workers import WORKERS, launched_layers
 from energymodel.io import Run
 from energymodel.model import ModelSpec
 from energymodel.profile import Estimate, FabricProfile, Profile
@@ -127,7 +126,7 @@ def _seen(run: Run, model: ModelSpec, profile: Profile) -> Seen:
     chosen = np.flatnonzero(steps.sum_chunks(steps.chunks.tokens)[row] == 0)[1:]
     if chosen.size >= LEAST_STEPS:
         beyond = np.median(measured_s[chosen] - costs.step_s[row][chosen])
-        seqs, usual = (np.median(x[row][chosen]) for x in (sequences(steps), costs.step_s))
+        seqs, usual = (np.median(x[row][chosen]) for x in (steps.sequences, costs.step_s))
         decode = float(seqs), float(beyond), float(usual)
     return Seen(
         model=run.model,
@@ -136,6 +135,14 @@ def _seen(run: Run, model: ModelSpec, profile: Profile) -> Seen:
         decode=decode,
         submit=(run.workload.requests, before - costs.submit_s),
     )
+
+
+def byte_j_of(run: Run, profile: Profile) -> float | None:
+    """Joules per byte in the memory of the boards of a run, mean over its GPUs; None if unknown."""
+    gpus = run.extra.get("gpus")
+    boards = [g.get("board") for g in gpus] if isinstance(gpus, list) else [run.extra.get("board")]
+    known = [j for board in boards if (j := profile.memory_of(board)) is not None]
+    return float(np.mean(known)) if known else run.deployment.hbm_byte_j
 
 
 def _launch(seen: Sequence[Seen], kind: int) -> float:

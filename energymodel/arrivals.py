@@ -1,5 +1,6 @@
 """Requests that come in time: from a trace as they came, or drawn at random at given rates."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +47,11 @@ def poisson(workload: Workload, requests: int, seed: int) -> Arrivals:
     are uniform over the span (W. Feller, An Introduction to Probability Theory and Its
     Applications II, 1971, section III.3), and a simulation has the rates asked for and not those
     of its sample. The same seed gives the same requests at any rate, in units of the mean gap.
+
+    Raises:
+        InputError: a rate is none.
     """
+    _check_rates(workload)
     random = np.random.default_rng(seed)
     end_s = requests / workload.requests
     gaps = random.exponential(size=requests + 1)
@@ -57,6 +62,16 @@ def poisson(workload: Workload, requests: int, seed: int) -> Arrivals:
         bins=workload.bins,
         end_s=end_s,
     )
+
+
+def _check_rates(workload: Workload) -> None:
+    for index, b in enumerate(workload.bins):
+        rate = b.requests_per_s
+        if rate is None or not 0.0 < rate < math.inf:
+            got = "none" if rate is None else f"{rate:g}"
+            raise InputError(
+                f"bins[{index}].requests_per_s must be a finite number above 0, got {got}."
+            )
 
 
 def at_once(workload: Workload, requests: int, seed: int) -> Arrivals:

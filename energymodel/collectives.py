@@ -14,14 +14,18 @@ all-gather before them and a reduce-scatter behind (``AgRsAll2AllManager``, the 
 (``GroupCoordinator.isend_tensor_dict``), each GPU of a stage its part, and gather them again.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from energymodel.op_kinds import Context, Op, elementwise
+from energymodel.parallel import Parallel
 from energymodel.steps import Floats
 
 COMPONENT = "collective"
 KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv")
 BUBBLE = "pipeline_bubble"
+DISPATCH = "experts_dispatch"
 # What the routing of a token takes on its way to other GPUs: a float32 weight and an int32 expert
 # for each choice (``AgRsAll2AllManager.dispatch``).
 CHOICE_BYTES = 8
@@ -141,7 +145,7 @@ def dispatched(ctx: Context, top_k: int) -> tuple[list[Op], list[Op]]:
     hidden, rows = ctx.hidden_size * ctx.wide, ctx.tokens * groups.data
     gather = collective(
         ctx,
-        "experts_dispatch",
+        DISPATCH,
         "all_gather",
         gpus=gpus,
         row_bytes=hidden + top_k * CHOICE_BYTES,
@@ -170,20 +174,36 @@ def handed_on(ctx: Context) -> list[Op]:
     groups = ctx.parallel
     if groups.pipeline == 1:
         return []
-    inside = ctx.within(count=groups.pipeline - 1, formats=(), norm_vectors=1)
+    every = ctx.within(count=groups.pipeline - 1, formats=(), norm_vectors=1)
     both = 2.0 * ctx.hidden_size * ctx.wide
+    far = hops_between_nodes(groups)
     ops = [
         collective(
-            inside,
-            "stage_send",
+            replace(every, count=hops),
+            name,
             "send_recv",
             gpus=2,
             row_bytes=both / groups.tensor,
-            across=groups.tensor * groups.pipeline // 2,
+            across=across,
         )
+        for name, hops, across in (
+            ("stage_send", groups.pipeline - 1 - far, 1),
+            ("stage_send_between_nodes", far, groups.node),
+        )
+        if hops
     ]
     if groups.tensor > 1:
         ops.append(
-            collective(inside, "stage_all_gather", "all_gather", gpus=groups.tensor, row_bytes=both)
+            collective(every, "stage_all_gather", "all_gather", gpus=groups.tensor, row_bytes=both)
         )
     return ops
+
+
+def hops_between_nodes(groups: Parallel) -> int:
+    """Hand-overs of a pipeline in which a GPU sends to one on another node.
+
+    GPU g sends to g + tensor; the first stage begins on the first GPU of a node.
+    """
+    sender = np.arange(groups.tensor * (groups.pipeline - 1))
+    crosses = sender // groups.node != (sender + groups.tensor) // groups.node
+    return int(crosses.reshape(-1, groups.tensor).any(axis=1).sum())

@@ -17,18 +17,19 @@ from energymodel.commands_common import (
     json_option,
     load_profile,
     profile_option,
+    trace_columns,
+    trace_options,
     warn,
 )
 from energymodel.commands_progress import bar
 from energymodel.errors import InputError
 
 if TYPE_CHECKING:
-    from energymodel.traces import Columns, Limits, Trace
+    from energymodel.traces import Limits, Trace
     from energymodel.traces.lengths import Lengths, Range
 
-# As ``binning.METHODS`` and ``formats.UNITS``, which would load numpy; a test compares them.
+# As ``binning.METHODS``, which would load numpy; a test compares them.
 _METHODS = ("powers-of-two", "quantile", "k-means", "exact")
-_UNITS = ("s", "ms", "us", "ns", "timestamp")
 _BAR_BYTES = 16 * 1024 * 1024
 """From this size on, reading shows how far it is."""
 
@@ -80,17 +81,7 @@ _BAR_BYTES = 16 * 1024 * 1024
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of the sample and of k-means."
 )
-@click.option("--arrival-column", metavar="NAME", help="Column of times, if it is not a known one.")
-@click.option("--input-column", metavar="NAME", help="Column of prompt lengths, likewise.")
-@click.option("--output-column", metavar="NAME", help="Column of answer lengths, likewise.")
-@click.option("--time-unit", type=click.Choice(_UNITS), help="Unit of the times.")
-@click.option(
-    "--chars-per-token",
-    type=click.FloatRange(0.1, 100),
-    callback=finite,
-    metavar="N",
-    help="Characters that make a token, where a trace holds text alone.",
-)
+@trace_options
 @click.option(
     "--backend",
     metavar="URL",
@@ -162,14 +153,14 @@ def _trace(trace: str, limits: "Limits", options: dict[str, Any]) -> "Trace":
     from energymodel.traces import read_trace, served
 
     part = _range(options)
-    whole = read_trace(trace, _columns(options), chars_per_token=options["chars_per_token"])
+    whole = read_trace(trace, trace_columns(options), chars_per_token=options["chars_per_token"])
     return served(whole.within(part.start_s, part.end_s), limits)[0]
 
 
 def _lengths(trace: str, options: dict[str, Any]) -> "Lengths":
     from energymodel.traces import lengths
 
-    columns, part = _columns(options), _range(options)
+    columns, part = trace_columns(options), _range(options)
     if options["backend"] is not None:
         from energymodel.traces.engines import table_lengths
 
@@ -178,17 +169,6 @@ def _lengths(trace: str, options: dict[str, Any]) -> "Lengths":
         return lengths.read_lengths(
             trace, columns, part, chars_per_token=options["chars_per_token"], progress=progress
         )
-
-
-def _columns(options: dict[str, Any]) -> "Columns":
-    from energymodel.traces import Columns
-
-    return Columns(
-        arrival=options["arrival_column"],
-        input=options["input_column"],
-        output=options["output_column"],
-        unit=options["time_unit"],
-    )
 
 
 def _range(options: dict[str, Any]) -> "Range":

@@ -3,18 +3,25 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from energymodel.deployment import ENGINES, SAMPLINGS, Deployment
+from energymodel.deployment import (
+    ENGINES,
+    MOST_DRAFTED,
+    MOST_LINK_BYTES_PER_S,
+    SAMPLINGS,
+    Deployment,
+)
 from energymodel.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from energymodel.profile import Profile
+    from energymodel.traces import Columns
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -124,7 +131,7 @@ _DEPLOYMENT = (
     _flag("--gpus-per-node", _SIZE, metavar="N", help="GPUs joined by the links calibrated."),
     _flag(
         "--node-link-bytes-per-s",
-        click.FloatRange(0, 1e15, min_open=True),
+        click.FloatRange(0, MOST_LINK_BYTES_PER_S, min_open=True),
         callback=finite,
         metavar="RATE",
         help="What one GPU sends to another node; without it a replica stays on one node.",
@@ -182,7 +189,7 @@ _DEPLOYMENT = (
     ),
     _flag(
         "--num-speculative-tokens",
-        click.IntRange(0, 64),
+        click.IntRange(0, MOST_DRAFTED),
         metavar="N",
         help="Tokens that are drafted for each step.",
     ),
@@ -219,9 +226,48 @@ model_option = click.option(
     metavar="M",
     help="Name in the zoo, config.json or its folder, or Hugging Face id.",
 )
-workload_option = click.option(
-    "--workload", required=True, type=FILE, metavar="BINS.JSON", help="What is asked of it."
+
+
+# As ``traces.formats.UNITS``, which would load numpy; a test compares them.
+TIME_UNITS = ("s", "ms", "us", "ns", "timestamp")
+_TRACE_OPTIONS = (
+    click.option(
+        "--arrival-column", metavar="NAME", help="Column of times, if it is not a known one."
+    ),
+    click.option("--input-column", metavar="NAME", help="Column of prompt lengths, likewise."),
+    click.option("--output-column", metavar="NAME", help="Column of answer lengths, likewise."),
+    click.option("--time-unit", type=click.Choice(TIME_UNITS), help="Unit of the times."),
+    click.option(
+        "--chars-per-token",
+        type=click.FloatRange(0.1, 100),
+        callback=finite,
+        metavar="N",
+        help="Characters that make a token, where a trace holds text alone.",
+    ),
 )
+
+
+TRACE_TOLD = ("arrival_column", "input_column", "output_column", "time_unit", "chars_per_token")
+"""Arguments of a command with ``trace_options``."""
+
+
+def trace_options(command: Function) -> Function:
+    """Add what a trace may have to be told: names of columns, units."""
+    for option in reversed(_TRACE_OPTIONS):
+        command = option(command)
+    return command
+
+
+def trace_columns(options: Mapping[str, Any]) -> "Columns":
+    """The columns that were named; ``options`` as ``trace_options`` gives them."""
+    from energymodel.traces import Columns
+
+    return Columns(
+        arrival=options["arrival_column"],
+        input=options["input_column"],
+        output=options["output_column"],
+        unit=options["time_unit"],
+    )
 
 
 # Choices -------------------------------------------------------------------------------------

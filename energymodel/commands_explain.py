@@ -70,7 +70,13 @@ CONTEXTS = (512, 2048, 8192)
     show_default=True,
     metavar="N",
 )
-@click.option("--runs", type=FILE, metavar="RUNS.JSONL", help="Measured runs instead.")
+@click.option(
+    "--runs",
+    multiple=True,
+    type=FILE,
+    metavar="RUNS.JSONL",
+    help="Measured runs instead; repeatable.",
+)
 @click.option("--plot", type=FILE, metavar="FILE", help="Figure as .svg, .png or .pdf.")
 @json_option
 def explain(
@@ -144,20 +150,21 @@ def _gap(
     batches: tuple[int, ...],
     contexts: tuple[int, ...],
     output_tokens: int,
-    runs: str | None,
+    runs: tuple[str, ...],
 ) -> "FlopGap":
     from energymodel import flop_gap
 
     if files not in ((), (GAP_WORD,)):
         raise InputError("--flop-gap takes no files; measured runs are given as --runs.")
-    if runs is not None:
+    if runs:
         if models or batches or contexts:
             raise InputError("--runs names what was measured: no --model, --batch or --context.")
         from energymodel.io import read_runs
         from energymodel.validate import predictor
 
         predict_run = predictor(gpu and gpu_name(gpu), path)
-        return flop_gap.measured(read_runs(runs), predict_run)
+        measured = tuple(run for file in runs for run in read_runs(file))
+        return flop_gap.measured(measured, predict_run)
     from energymodel.deployment import Deployment
     from energymodel.find_model import find_model
     from energymodel.predict import predict

@@ -1,5 +1,6 @@
 """Commands that predict: ``predict`` and ``validate``."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -7,6 +8,7 @@ import click
 
 from energymodel.commands_common import (
     FILE,
+    TRACE_TOLD,
     deployment_options,
     emit,
     emit_json,
@@ -16,6 +18,8 @@ from energymodel.commands_common import (
     load_profile,
     model_option,
     profile_option,
+    trace_columns,
+    trace_options,
     warn,
 )
 from energymodel.deployment import Deployment
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from energymodel.profile import Profile
     from energymodel.workload import Workload
 
+# Steps of requests that arrive in time are merged: what one of them adds is not known.
 _TOGETHER = "--attribution must be proportional where requests arrive in time."
 _WORKLOAD = click.option(
     "--workload",
@@ -61,6 +66,7 @@ _ATTRIBUTION = click.option(
 @gpu_option
 @_WORKLOAD
 @_TRACE
+@trace_options
 @_SEED
 @deployment_options
 @_ATTRIBUTION
@@ -91,11 +97,11 @@ def predict(
         raise InputError(_TOGETHER)
     profile = load_profile(gpu, path)
     spec, warnings = find_any(model)
+    told = {name: flags.pop(name) for name in TRACE_TOLD}
     deployment = Deployment(**flags)
     with bar():
         if trace is not None:
-            _check_sharing(sharing)
-            prediction = _of_trace(spec, deployment, trace, profile)
+            prediction = _of_trace(spec, deployment, trace, profile, told)
         else:
             bins = io.read_workload(str(workload))
             prediction = _of_bins(spec, deployment, bins, profile, seed=seed, sharing=sharing)
@@ -121,17 +127,12 @@ def _write_html(prediction: "Prediction", path: str) -> None:
         raise InputError(f"--html {path} cannot be written: {error.strerror}.") from error
 
 
-def _check_sharing(sharing: str) -> None:
-    """Steps of requests that arrive in time are merged: what one of them adds is not known."""
-    if sharing != "proportional":
-        raise InputError(
-            f"--attribution {sharing} is for bins with count; leave it out where requests arrive "
-            "in time."
-        )
-
-
 def _of_trace(
-    spec: "ModelSpec | Pipeline", deployment: Deployment, trace: str, profile: "Profile"
+    spec: "ModelSpec | Pipeline",
+    deployment: Deployment,
+    trace: str,
+    profile: "Profile",
+    told: Mapping[str, Any],
 ) -> "Prediction":
     from energymodel.diffusion.pipeline import Pipeline
     from energymodel.predict_online import predict_trace
@@ -139,7 +140,8 @@ def _of_trace(
 
     if isinstance(spec, Pipeline):
         raise InputError("--trace holds requests for text; a pipeline needs --workload.")
-    return predict_trace(spec, deployment, read_trace(trace), profile)
+    found = read_trace(trace, trace_columns(told), chars_per_token=told["chars_per_token"])
+    return predict_trace(spec, deployment, found, profile)
 
 
 def _of_bins(
@@ -160,7 +162,6 @@ def _of_bins(
     if bins.online:
         if sharing != "proportional":
             raise InputError(_TOGETHER)
-        _check_sharing(sharing)
         from energymodel.predict_online import predict_online
 
         return predict_online(spec, deployment, bins, profile, seed=seed)

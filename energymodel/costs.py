@@ -19,6 +19,7 @@ from energymodel.profile import Profile
 from energymodel.reading import served_workload
 from energymodel.serving import Schedule
 from energymodel.settling import on_other_boards, settle
+from energymodel.step_parts import decode_steps
 from energymodel.steps import Floats, Steps
 from energymodel.timing import OpTime, op_times
 from energymodel.workload import Bin, Workload
@@ -28,12 +29,14 @@ from energymodel.workload import Bin, Workload
 class OpCost:
     """One operation of every step, all of its calls: seconds and joules at the step's clock.
 
-    It runs on ``gpus`` at a time; ``energy_j`` and the count of ``op`` are of all of them.
+    It runs on ``gpus`` at a time; ``energy_j``, of which ``core_j`` is above static power in the SMs,
+    and the count of ``op`` are of all of them.
     """
 
     op: Op
     seconds: Floats
     energy_j: Floats
+    core_j: Floats
     full_clock_s: Floats
     gpus: float = 1.0
 
@@ -133,18 +136,22 @@ def priced(
     padded: Callable[[Floats], Floats],
 ) -> Demand:
     """Time each operation and find its energy at full clock; ``padded`` as in ``op_times``."""
-    return with_energy(ops, op_times(ops, profile, padded), deployment, profile)
+    return with_energy(ops, op_times(ops, profile, padded), deployment, profile, padded)
 
 
 def with_energy(
-    ops: tuple[Op, ...], times: list[OpTime], deployment: Deployment, profile: Profile
+    ops: tuple[Op, ...],
+    times: list[OpTime],
+    deployment: Deployment,
+    profile: Profile,
+    padded: Callable[[Floats], Floats],
 ) -> Demand:
-    """The operations with their energy at full clock."""
+    """The operations with their energy at full clock; ``padded`` as in ``op_times``."""
     memory = profile.memory_over_usual(deployment.hbm_byte_j)
     core, hbm = [], []
     for op, time in zip(ops, times, strict=True):
         if fabric.is_collective(op):
-            core_j, wire_j = fabric.energy_j(op, time.seconds, profile)
+            core_j, wire_j = fabric.energy_j(op, time.seconds, profile, padded)
             core.append(op.count * core_j)
             hbm.append(op.count * wire_j)
             continue
@@ -189,6 +196,26 @@ def step_costs(
     return settled(wanted, engine, steps.weight, deployment, profile)
 
 
+def dummy_w(
+    model: ModelSpec,
+    deployment: Deployment,
+    workload: Workload,
+    profile: Profile,
+    static_w: float,
+) -> float:
+    """Mean power of a GPU of a copy that computes one dummy token after the other, static included.
+
+    They are decoded without context (``execute_dummy_batch`` in ``vllm/v1/worker/gpu_worker.py``).
+    """
+    steps = decode_steps(np.ones(1), np.zeros(1))
+    wanted = demand(model, deployment, steps, profile, workload.bins)
+    engine = engine_of(deployment).time(model, deployment, steps, profile, workload)
+    found = settled(wanted, engine, steps.weight, deployment, profile, at=(np.ones(1), static_w))
+    last = found.ops[-1]
+    gpus = last.gpus * float(last.op.shape["gpus_each"] if last.op.kind == BUBBLE else 1.0)
+    return float((found.step_j / found.step_s).item()) / gpus
+
+
 def settled(
     wanted: Demand,
     engine: EngineTime,
@@ -218,6 +245,7 @@ def settled(
             op=op if tensor == 1 else replace(op, count=op.count * tensor),
             seconds=seconds,
             energy_j=energy_j * tensor,
+            core_j=core_j * scale * tensor,
             full_clock_s=op.count * time.seconds,
             gpus=tensor,
         )

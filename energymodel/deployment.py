@@ -2,20 +2,39 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+from energymodel.errors import InputError
 
 ENGINES = ("vllm", "transformers")
 # How the next token is chosen: the likeliest, drawn at random, or drawn from a part of the
 # vocabulary (top-k, top-p).
-SAMPLINGS = ("greedy", "random", "filtered")
+Sampling = Literal["greedy", "random", "filtered"]
+SAMPLINGS: tuple[Sampling, ...] = get_args(Sampling)
 
 
 # Joules per byte that a memory of a GPU may cost.
 LEAST_BYTE_J, MOST_BYTE_J = 1e-12, 1e-9
+# What looks n-grams up in place of a draft model.
+NGRAM = "ngram"
+# Bounds of numbers in a deployment; those of the command line are the same.
+MOST_DRAFTED = 64
+MOST_LINK_BYTES_PER_S = 1e15
+_SIZES = (
+    *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "gpus_per_node"),
+    *("max_num_seqs", "max_num_batched_tokens", "block_size"),
+)
+_SHARES = ("prefix_cache_hit_rate", "acceptance_rate", "draft_rate")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """One replica of an engine. Defaults are those of vLLM's offline ``LLM`` on a large GPU.
+    """One replica of an engine. Defaults are those of vLLM's offline ``LLM`` but for two.
+
+    vLLM, on a large GPU, caches prefixes of decoders unless told not to (``enable_prefix_caching``
+    of ``vllm/config/cache.py``); here they are cached where that is asked for, since nothing else
+    says that prompts begin alike. And it makes text of the tokens (``detokenize`` of
+    ``vllm/sampling_params.py``); here token ids come out.
 
     ``kv_cache_dtype="auto"`` keeps keys and values in what the checkpoint asks for, else in
     ``dtype``. ``power_limit_w=None`` is the
@@ -64,6 +83,40 @@ class Deployment:
     num_speculative_tokens: int = 0
     acceptance_rate: float | None = None
     draft_rate: float = 1.0
+
+
+def check_values(deployment: Deployment) -> None:
+    """Refuse numbers that no deployment can have, and ways to sample that do not exist.
+
+    Raises:
+        InputError: names the field, its range and what it is.
+    """
+    for field in _SIZES:
+        size = getattr(deployment, field)
+        if not size >= 1:
+            raise InputError(f"{field} must be at least 1, got {size:,}.")
+    for field in _SHARES:
+        value = getattr(deployment, field)
+        if value is not None and not 0.0 <= value <= 1.0:
+            raise InputError(f"{field} must be from 0 to 1, got {value:g}.")
+    memory = deployment.gpu_memory_utilization
+    if not 0.0 < memory <= 1.0:
+        raise InputError(f"gpu_memory_utilization must be above 0 and at most 1, got {memory:g}.")
+    drafted = deployment.num_speculative_tokens
+    if not 0 <= drafted <= MOST_DRAFTED:
+        raise InputError(
+            f"num_speculative_tokens must be from 0 to {MOST_DRAFTED}, got {drafted:,}."
+        )
+    link = deployment.node_link_bytes_per_s
+    if link is not None and not 0.0 < link <= MOST_LINK_BYTES_PER_S:
+        raise InputError(
+            "node_link_bytes_per_s must be bytes a second above 0 and at most "
+            f"{MOST_LINK_BYTES_PER_S:g}, got {link:g}."
+        )
+    if deployment.sampling not in SAMPLINGS:
+        raise InputError(
+            f"sampling must be one of {', '.join(SAMPLINGS)}, got {deployment.sampling!r}."
+        )
 
 
 def changed_flags(deployment: Mapping[str, object]) -> list[str]:

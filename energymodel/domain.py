@@ -1,11 +1,12 @@
 """Whether a prediction stays inside what was calibrated; outside it widens and says so."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from energymodel import fabric, reading, served, speculative, uncertainty
+from energymodel import fabric, prefix_cache, reading, served, speculative, uncertainty
 from energymodel.blocks import SoftmaxAttention
 from energymodel.collectives import COMPONENT
 from energymodel.deployment import Deployment
@@ -54,8 +55,11 @@ def examine(
     *,
     costs: "StepCosts",
     weight: Floats,
+    scheduled: Sequence[str] = (),
 ) -> Verdict:
     """Compare what was asked with what was calibrated.
+
+    ``scheduled``: warnings that the schedule gives rise to; the interval is widened for them.
 
     The interval is made of the sources of error (``uncertainty.py``), as wide as runs of held-out
     models of the same engine ask for, and is widened where a warning says that the prediction
@@ -67,6 +71,7 @@ def examine(
         *shape_warnings(profile, costs, weight),
         *power_warnings(deployment, profile, costs),
         *fabric.warnings([cost.op for cost in costs.ops], deployment, profile),
+        *scheduled,
         *_length_warnings(model, workload),
         *served.warnings(deployment),
     ]
@@ -86,6 +91,8 @@ def examine(
     half = deployment.dtype == "float16"
     notes = ["float16 is predicted with the coefficients measured in bfloat16."] if half else []
     notes += [*speculative.warnings(deployment), *served.notes(deployment)]
+    if any(b.prefix_tokens for b in workload.bins):
+        notes += prefix_cache.ignored(deployment)
     return Verdict(
         half_width=energy,
         duration_half_width=duration,

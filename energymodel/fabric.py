@@ -25,7 +25,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from energymodel.collectives import BUBBLE, COMPONENT, KINDS, wire_share
+from energymodel.collectives import BUBBLE, COMPONENT, DISPATCH, KINDS, wire_share
 from energymodel.deployment import Deployment
 from energymodel.errors import InputError
 from energymodel.op_kinds import Op
@@ -37,9 +37,15 @@ CUSTOM_BYTES = 8 * 1024 * 1024
 CUSTOM_GPUS = (2, 4, 6, 8)
 """... of so many GPUs (``_SUPPORTED_WORLD_SIZES``)."""
 ASSUMED_LATENCY_S = 20e-6
-"""Between nodes: what NCCL takes for a small message over InfiniBand, not measured here."""
+"""What a collective takes longer between nodes than in one: assumed, not measured.
+
+NCCL's own model of its latency (``hwLat[NCCL_HW_NET]`` in ``src/graph/tuning.cc``) has 2.7, 4.0 and
+9.6 us (later 14 us) for a step of a ring over the network with its protocols LL, LL128 and Simple,
+and an all-reduce of two nodes has two such steps: 5 to 28 us.
+"""
 UNKNOWN_LINK = 0.5
-"""Relative error of a collective over a link whose rate was declared, or on more GPUs than ever seen."""
+"""Relative error of a collective over a link whose rate was declared, or on a number of GPUs other
+than the only one measured: assumed, for nothing was measured that would tell it."""
 
 
 def is_collective(op: Op) -> bool:
@@ -53,8 +59,7 @@ def seconds_of(op: Op, profile: Profile, padded: Callable[[Floats], Floats]) -> 
     Raises:
         InputError: the profile knows no such collective.
     """
-    rows = np.asarray(op.shape["rows"], dtype=np.float64)
-    message = (padded(rows) if op.shape["graph"] else rows) * op.shape["row_bytes"]
+    message = _message(op, padded)
     found = np.zeros_like(message)
     for law, small in _laws(op, profile, message):
         chosen = small & (message > 0)
@@ -62,15 +67,23 @@ def seconds_of(op: Op, profile: Profile, padded: Callable[[Floats], Floats]) -> 
     return found * (1.0 + fabric_of(profile).skew.value)
 
 
-def energy_j(op: Op, seconds: Floats, profile: Profile) -> tuple[Floats, Floats]:
+def energy_j(
+    op: Op, seconds: Floats, profile: Profile, padded: Callable[[Floats], Floats]
+) -> tuple[Floats, Floats]:
     """Joules of one call on one GPU above static power: (with the SM clock, on the wire); [n_steps]."""
-    message = np.asarray(op.shape["rows"] * op.shape["row_bytes"])
+    message = _message(op, padded)
     core, wire = np.zeros_like(message), np.zeros_like(message)
     for law, chosen in _laws(op, profile, message):
         share = wire_share(law.kind, law.gpus)
         core[chosen] = law.busy_w.value * seconds[chosen]
         wire[chosen] = law.wire_byte_j.value * share * message[chosen]
     return core, wire
+
+
+def _message(op: Op, padded: Callable[[Floats], Floats]) -> Floats:
+    """Bytes of the message, of the rows that are really sent; [n_steps]."""
+    rows = np.asarray(op.shape["rows"], dtype=np.float64)
+    return np.asarray((padded(rows) if op.shape["graph"] else rows) * op.shape["row_bytes"])
 
 
 def _laws(
@@ -234,7 +247,7 @@ def warnings(ops: Sequence[Op], deployment: Deployment, profile: Profile) -> lis
         found.append("enable_expert_parallel: no run was measured; routing is taken to be random.")
     for op in ops:
         gpus, link = op.shape.get("gpus"), op.shape.get("node_link_bytes_per_s")
-        if op.name == "experts_dispatch":
+        if op.name == DISPATCH:
             found.append("data_parallel_size: no run was measured whose copies share experts.")
         if op.kind == BUBBLE:
             found.append(
@@ -242,7 +255,9 @@ def warnings(ops: Sequence[Op], deployment: Deployment, profile: Profile) -> lis
             )
         elif is_collective(op) and link:
             found.append(
-                f"the link between nodes ({float(link):.3g} bytes/s for each GPU) is assumed as declared."
+                f"the link between nodes ({float(link):.3g} bytes/s for each GPU) is assumed as "
+                f"declared, with {ASSUMED_LATENCY_S * 1e6:g} us more for each collective and an error "
+                f"of {UNKNOWN_LINK:.0%}: none was measured."
             )
         elif is_collective(op) and _origin(op, profile) == "extrapolated":
             known = ", ".join(map(str, measured_gpus(profile, op.kind, "nccl")))

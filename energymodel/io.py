@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Meta, Struct, UnsetType, inspect
 
-from energymodel.deployment import Deployment
+from energymodel.deployment import MOST_DRAFTED, MOST_LINK_BYTES_PER_S, Deployment, Sampling
 from energymodel.errors import InputError, WorkError
 from energymodel.workload import Bin, Workload
 
@@ -39,7 +39,7 @@ class BinJson(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     input_tokens: _Tokens
     output_tokens: Annotated[int, Meta(ge=0, le=10_000_000)]
     count: Annotated[int, Meta(ge=1, le=10_000_000)] | UnsetType = UNSET
-    requests_per_s: Annotated[float, Meta(gt=0, le=1_000_000)] | UnsetType = UNSET
+    requests_per_s: Annotated[float, Meta(ge=1e-6, le=1_000_000)] | UnsetType = UNSET
     images: Annotated[int, Meta(ge=0, le=10_000)] = 0
     image_width: _Pixels | UnsetType = UNSET
     image_height: _Pixels | UnsetType = UNSET
@@ -77,7 +77,9 @@ class RunJson(Struct, frozen=True, kw_only=True):
     data_parallel_size: _Size | UnsetType = UNSET
     enable_expert_parallel: bool | UnsetType = UNSET
     gpus_per_node: _Size | UnsetType = UNSET
-    node_link_bytes_per_s: Annotated[float, Meta(gt=0, le=1e15)] | UnsetType | None = UNSET
+    node_link_bytes_per_s: (
+        Annotated[float, Meta(gt=0, le=MOST_LINK_BYTES_PER_S)] | UnsetType | None
+    ) = UNSET
     dtype: _Name | UnsetType = UNSET
     quantization: _Name | UnsetType | None = UNSET
     kv_cache_dtype: _Name | UnsetType = UNSET
@@ -90,12 +92,12 @@ class RunJson(Struct, frozen=True, kw_only=True):
     enforce_eager: bool | UnsetType = UNSET
     enable_prefix_caching: bool | UnsetType = UNSET
     prefix_cache_hit_rate: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
-    sampling: _Name | UnsetType = UNSET
+    sampling: Sampling | UnsetType = UNSET
     penalties: bool | UnsetType = UNSET
     detokenize: bool | UnsetType = UNSET
     server: bool | UnsetType = UNSET
     speculative_model: _Name | UnsetType | None = UNSET
-    num_speculative_tokens: Annotated[int, Meta(ge=0, le=64)] | UnsetType = UNSET
+    num_speculative_tokens: Annotated[int, Meta(ge=0, le=MOST_DRAFTED)] | UnsetType = UNSET
     acceptance_rate: Annotated[float, Meta(ge=0, le=1)] | UnsetType | None = UNSET
     draft_rate: Annotated[float, Meta(ge=0, le=1)] | UnsetType = UNSET
 

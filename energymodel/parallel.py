@@ -53,8 +53,8 @@ def parallel_of(deployment: Deployment) -> Parallel:
     """The groups of a deployment.
 
     Raises:
-        InputError: there are more GPUs than a node has and no link between nodes is declared, or
-            experts are to be spread over one GPU.
+        InputError: there are too many GPUs, or a copy of the model has more than a node and no link
+            between nodes is declared. ``sharding.shard`` asks for the link between copies.
     """
     groups = Parallel(
         tensor=deployment.tensor_parallel_size,
@@ -69,9 +69,18 @@ def parallel_of(deployment: Deployment) -> Parallel:
             f"tensor_parallel_size x pipeline_parallel_size x data_parallel_size is "
             f"{groups.gpus:,}; a replica has at most {MOST_GPUS:,} GPUs."
         )
-    if groups.gpus > groups.node and not groups.node_link_bytes_per_s:
+    check_link(groups, groups.tensor * groups.pipeline)
+    return groups
+
+
+def check_link(groups: Parallel, gpus: int) -> None:
+    """Refuse ``gpus`` that have something to tell each other on nodes that nothing joins.
+
+    Raises:
+        InputError: there are more than a node has and no link between nodes is declared.
+    """
+    if gpus > groups.node and not groups.node_link_bytes_per_s:
         raise InputError(
-            f"a replica of {groups.gpus:,} GPUs spans nodes of {groups.node}: declare "
+            f"a replica of {gpus:,} GPUs spans nodes of {groups.node}: declare "
             "the link between them with node_link_bytes_per_s, or raise gpus_per_node."
         )
-    return groups

@@ -32,15 +32,16 @@ HEAD_COMPONENTS = ("lm_head", "sampling")
 
 
 def micro_batches(model: ModelSpec, deployment: Deployment, bins: Sequence[Bin]) -> int:
-    """Batches of different requests in flight at a time."""
+    """Batches of different requests in flight at a time, in each copy of the model.
+
+    ``bins``: requests of all copies, which split them evenly; limits are those of one copy.
+    """
     stages = deployment.pipeline_parallel_size
     if stages == 1 or not by_new_runner(model):
         return 1
-    if any(b.requests_per_s is not None for b in bins):
-        return stages  # requests come one by one, into whichever batch is next
     requests = sum(b.count or 0 for b in bins)
     tokens = sum(b.input_tokens * (b.count or 0) for b in bins)
-    together = min(requests, deployment.max_num_seqs)
+    together = min(-(-requests // deployment.data_parallel_size), deployment.max_num_seqs)
     prompts = math.ceil(tokens * together / max(requests, 1) / deployment.max_num_batched_tokens)
     return max(1, min(stages, prompts, together))
 

@@ -16,8 +16,8 @@ from energymodel import (
     uncertainty,
 )
 from energymodel.causes import PhaseShare, by_phase, serving_shares
-from energymodel.costs import StepCosts, demand, planned, step_costs, with_engine
-from energymodel.deployment import LEAST_BYTE_J, MOST_BYTE_J, Deployment
+from energymodel.costs import StepCosts, demand, dummy_w, planned, step_costs, with_engine
+from energymodel.deployment import LEAST_BYTE_J, MOST_BYTE_J, Deployment, check_values
 from energymodel.engines import engine_of
 from energymodel.errors import InputError
 from energymodel.model import ModelSpec
@@ -32,14 +32,16 @@ from energymodel.prediction import (
     Prediction,
 )
 from energymodel.profile import Profile
-from energymodel.replicas import side_by_side
+from energymodel.replicas import kept_in_step, side_by_side
 from energymodel.serving import Schedule
 from energymodel.steps import Floats, Steps
 from energymodel.workload import Workload
 
 INTERVAL_LEVEL = 0.9
-# A step counts as power limited when its clock is this far below the maximum.
-LIMITED_BELOW = 0.995
+DUMMIES = (
+    "data_parallel_size: a copy without requests computes dummy tokens while others need its experts; "
+    "priced as steps of one token, for no run was measured."
+)
 
 
 def predict(
@@ -72,6 +74,7 @@ def predict(
 
 def check(deployment: Deployment, profile: Profile) -> None:
     """Refuse what the profile cannot answer."""
+    check_values(deployment)
     engine = engine_of(deployment)
     if parallel_of(deployment).gpus > 1 and not engine.several_gpus:
         raise InputError(
@@ -142,10 +145,20 @@ def composed(
     tokens, where requests were not all there at the start.
     """
     weight = schedule.steps.weight
-    verdict = domain.examine(model, deployment, workload, profile, costs=costs, weight=weight)
+    dummies = kept_in_step(costs, schedule)
+    verdict = domain.examine(
+        model,
+        deployment,
+        workload,
+        profile,
+        costs=costs,
+        weight=weight,
+        scheduled=[DUMMIES] if dummies else [],
+    )
     if latencies is None:
         latencies = latency.latencies(workload, schedule, costs.step_s, costs.submit_s)
-    costs = side_by_side(costs, schedule, parallel_of(deployment))
+    waiting_w = dummy_w(model, deployment, workload, profile, costs.static_w) if dummies else None
+    costs = side_by_side(costs, schedule, parallel_of(deployment), waiting_w)
     parts = attribution.shares(schedule, costs)
     if price is None:
         each_j = attribution.by_request(schedule.steps, parts)
@@ -192,7 +205,7 @@ def summary(
     duration_s = float(weight @ costs.step_s) + costs.submit_s
     energy_j = float(weight @ costs.step_j) + costs.submit_j
     busy_s = weight * costs.step_s
-    limited_s = float(busy_s[costs.relative_clock < LIMITED_BELOW].sum())
+    limited_s = float(busy_s[costs.relative_clock < uncertainty.LIMITED_BELOW].sum())
     lower, upper = uncertainty.ends(
         verdict.half_width,
         verdict.inner * verdict.half_width,

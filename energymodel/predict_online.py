@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from energymodel import prefix_cache
 from energymodel.arrivals import Arrivals, at_once, of_trace, poisson
 from energymodel.costs import demand, settled
 from energymodel.deployment import Deployment
@@ -86,8 +87,9 @@ def predict_trace(
         replay, part, groups=_groups(replay.arrivals), arrivals="trace", seed=None, capacity=None
     )
     notes = [*trace.notes]
-    if kept.prefix_tokens is not None and deployment.enable_prefix_caching:
-        notes.append("prefixes of the trace are found as in a prefix cache without limit.")
+    if kept.prefix_tokens is not None and kept.prefix_tokens.any():
+        known = ["prefixes of the trace are found as in a prefix cache without limit."]
+        notes += prefix_cache.ignored(deployment) or known
     if left_out:
         reasons = ", ".join(f"{n:,} {why.replace('_', ' ')}" for why, n in left_out.items())
         notes.append(f"left out of the trace: {reasons}.")
@@ -107,7 +109,7 @@ def predict_online(
     ``duration_s`` is the simulated span, ``requests`` those that finished within it.
 
     Raises:
-        InputError: what ``predict`` refuses.
+        InputError: what ``predict`` refuses, or a rate is not above 0.
     """
     asked = replica(model, deployment, profile)
     replay = steady(asked, workload, seed)

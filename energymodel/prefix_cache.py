@@ -23,10 +23,6 @@ def check(model: ModelSpec, deployment: Deployment) -> None:
     Raises:
         InputError: the flags contradict each other or the model.
     """
-    if not 0.0 <= deployment.prefix_cache_hit_rate <= 1.0:
-        raise InputError(
-            f"prefix_cache_hit_rate must be from 0 to 1, got {deployment.prefix_cache_hit_rate:g}."
-        )
     if not deployment.enable_prefix_caching:
         if deployment.prefix_cache_hit_rate:
             raise InputError("prefix_cache_hit_rate needs enable_prefix_caching.")
@@ -36,6 +32,15 @@ def check(model: ModelSpec, deployment: Deployment) -> None:
             f"enable_prefix_caching must be off for {model.name}: only prompts of text in models "
             "whose layers attend to the tokens before them are cached."
         )
+
+
+def ignored(deployment: Deployment) -> list[str]:
+    """A warning for requests with prefixes that the deployment computes all the same."""
+    if deployment.enable_prefix_caching and deployment.engine == "vllm":
+        return []
+    why = "engine vllm" if deployment.engine != "vllm" else ""
+    wanted = " and ".join(filter(None, (why, "--enable-prefix-caching")))
+    return [f"prefix_tokens are not used: every prompt is computed whole without {wanted}."]
 
 
 def shared_tokens(b: Bin, deployment: Deployment) -> int:

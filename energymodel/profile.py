@@ -4,7 +4,7 @@ A profile is a JSON file. ``calibration.fit`` writes it, ``load`` reads it, and 
 nothing else about the GPU. Every coefficient is an ``Estimate``; nothing is executed or unpickled.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib import resources
@@ -18,7 +18,7 @@ from energymodel.dtypes import WEIGHT_ONLY
 from energymodel.errors import InputError
 from energymodel.hardware import GpuSpec
 from energymodel.kriging import Kriging
-from energymodel.laws import LAWS, PARAMETERS, REQUIRED, STREAMING_KINDS, kind_of
+from energymodel.laws import STREAMING_KINDS, kind_of
 
 # Names that a prediction looks up.
 ENGINE: Mapping[str, tuple[str, ...]] = {
@@ -33,8 +33,6 @@ ENGINE: Mapping[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 ENERGY = ("flop_j", "weight_byte_j", "row_byte_j", "busy_w", "hbm_byte_j")
-# Firmware holds power near the limit; far above it there is no limit.
-MOST_LIMIT_SHARE = 1.2
 
 Kind = Literal["measured", "transferred", "imported", "simulated"]
 
@@ -315,73 +313,9 @@ def _shipped(name: str) -> Profile:
 
 def _read(path: str) -> Profile:
     from energymodel.io import convert, read_json
+    from energymodel.profile_problems import problems
 
     profile = convert(read_json(path), Profile, path)
-    for where, problem in _problems(profile):
+    for where, problem in problems(profile):
         raise InputError(f"{path}: {where} {problem}.")
     return profile
-
-
-def _problems(profile: Profile) -> Iterator[tuple[str, str]]:
-    """What a prediction would stumble over: (field, what is wrong with it)."""
-    yield from _engine_problems(profile.engines)
-    for engine in profile.engines:
-        if engine not in profile.accuracy.regimes:
-            yield f"accuracy.regimes.{engine}", "is missing"
-    if not 0 < profile.power.limit_share.value <= MOST_LIMIT_SHARE:
-        yield "power.limit_share.value", f"must be above 0 and at most {MOST_LIMIT_SHARE:g}"
-    for kind in REQUIRED:
-        if kind not in profile.operations:
-            yield f"operations.{kind}", "is missing"
-    for name, operation in profile.operations.items():
-        where, kind = f"operations.{name}", kind_of(name)
-        if kind not in LAWS:
-            yield where, "is of a kind that has no law"
-        else:
-            yield from _operation_problems(where, operation, PARAMETERS[kind])
-
-
-def _engine_problems(
-    engines: Mapping[str, Mapping[str, Estimate]],
-) -> Iterator[tuple[str, str]]:
-    if "vllm" not in engines:
-        yield "engines.vllm", "is missing"
-    for engine, estimates in engines.items():
-        if engine not in ENGINE:
-            yield f"engines.{engine}", f"must be one of: {', '.join(ENGINE)}"
-        for name in ENGINE.get(engine, ()):
-            if name not in estimates:
-                yield f"engines.{engine}.{name}", "is missing"
-
-
-def _operation_problems(
-    where: str, operation: OperationProfile, names: tuple[str, ...]
-) -> Iterator[tuple[str, str]]:
-    for name in names:
-        if name not in operation.law:
-            yield f"{where}.law.{name}", "is missing"
-        elif operation.law[name].value <= 0:
-            yield f"{where}.law.{name}.value", "must be positive"
-    for name in ENERGY:
-        if name not in operation.energy:
-            yield f"{where}.energy.{name}", "is missing"
-        elif operation.energy[name].value < 0:
-            yield f"{where}.energy.{name}.value", "must not be negative"
-    if not 0 <= operation.clock_share.value <= 1:
-        yield f"{where}.clock_share.value", "must be from 0 to 1"
-    yield from _table_problems(where, operation)
-
-
-def _table_problems(where: str, operation: OperationProfile) -> Iterator[tuple[str, str]]:
-    """Matrices and points whose sizes do not agree."""
-    for field_name in ("law_covariance", "energy_covariance"):
-        covariance = getattr(operation, field_name)
-        if covariance is not None:
-            sizes = {len(covariance.matrix), *map(len, covariance.matrix)}
-            if sizes != {len(covariance.names)}:
-                yield f"{where}.{field_name}", "must have a row and a column for each name"
-    residual = operation.residual
-    if residual is not None:
-        widths = {len(residual.length_scales), *map(len, residual.points)}
-        if len(widths) != 1 or len(residual.points) != len(residual.weights):
-            yield f"{where}.residual", "must have one weight a point and one length scale an axis"

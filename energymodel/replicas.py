@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from energymodel.collectives import DISPATCH
 from energymodel.parallel import Parallel
 from energymodel.serving import Milestones, Schedule
 from energymodel.steps import Chunks, Decodes, Floats, Steps
@@ -18,17 +19,18 @@ from energymodel.workload import Workload
 if TYPE_CHECKING:
     from energymodel.costs import StepCosts
 
+# Copies that end within this share of the run of each other end together.
+NEGLIGIBLE = 0.02
+
 
 def split(workload: Workload, lanes: int) -> tuple[Workload, ...]:
     """The requests of each lane; what a bin has left over goes to the lanes in turn.
 
-    Where there are fewer requests than lanes, the last lanes have none. Rates are divided.
+    Where there are fewer requests than lanes, the last lanes have none. Rates are left as they are, for
+    the scheduler of a lane to refuse.
     """
-    if lanes == 1:
-        return (workload,)
-    if workload.online:
-        part = [replace(b, requests_per_s=(b.requests_per_s or 0.0) / lanes) for b in workload.bins]
-        return (replace(workload, bins=tuple(part)),) * lanes
+    if lanes == 1 or workload.online:
+        return (workload,) * lanes
     turn = 0
     counts = np.zeros((lanes, len(workload.bins)), dtype=np.int64)
     for i, b in enumerate(workload.bins):
@@ -93,11 +95,25 @@ def lane_seconds(schedule: Schedule, step_s: Floats) -> Floats:
     return np.diff(ends[[*schedule.lanes, step_s.size]])
 
 
-def side_by_side(costs: "StepCosts", schedule: Schedule, groups: Parallel) -> "StepCosts":
+def kept_in_step(costs: "StepCosts", schedule: Schedule) -> bool:
+    """Whether copies that are out of requests go on, for others need them: they share experts.
+
+    Such a copy computes a dummy token whenever the others make a step (``run_busy_loop`` of
+    ``DPEngineCoreProc`` in ``vllm/v1/engine/core.py`` of 0.24, ``execute_dummy_batch``).
+    """
+    lane_s = lane_seconds(schedule, costs.step_s)
+    shared = any(cost.op.name == DISPATCH for cost in costs.ops)
+    return shared and bool(lane_s.min() < (1.0 - NEGLIGIBLE) * lane_s.max())
+
+
+def side_by_side(
+    costs: "StepCosts", schedule: Schedule, groups: Parallel, waiting_w: float | None = None
+) -> "StepCosts":
     """Costs whose sums over all steps are those of lanes that run side by side.
 
     Seconds are divided by the number of lanes. A lane that is done before the others waits for them,
-    at static power, which counts to the wait before the first step.
+    each GPU at ``waiting_w`` (static power unless given), which counts to the wait before the first
+    step.
     """
     lanes = len(schedule.lanes)
     if lanes == 1:
@@ -120,5 +136,6 @@ def side_by_side(costs: "StepCosts", schedule: Schedule, groups: Parallel) -> "S
         overhead_s=costs.overhead_s / lanes,
         launch_s=costs.launch_s / lanes,
         submit_s=costs.submit_s + behind_s,
-        submit_j=costs.submit_j + costs.static_w * behind_s * groups.gpus,
+        submit_j=costs.submit_j
+        + (costs.static_w if waiting_w is None else waiting_w) * behind_s * groups.gpus,
     )

@@ -1,7 +1,7 @@
 """From a workload to engine steps: vLLM's scheduler, run event by event instead of step by step.
 
 The rules are those of vLLM 0.24 (``vllm/v1/core/sched/scheduler.py``, ``Scheduler.schedule``, and
-``vllm/v1/core/kv_cache_manager.py``, ``allocate_slots``) with its defaults, prefix caching off:
+``vllm/v1/core/kv_cache_manager.py``, ``allocate_slots``) with its defaults:
 
 - Each step has a budget of ``max_num_batched_tokens``. Running requests are served first, in the
   order of admission: one token for a decoding one, the rest of the prompt for an unfinished one.
@@ -14,6 +14,8 @@ The rules are those of vLLM 0.24 (``vllm/v1/core/sched/scheduler.py``, ``Schedul
 - A running request that finds no free block preempts the last admitted one, which loses its KV
   and goes to the head of the queue with prompt and generated tokens to recompute. A step that
   preempted admits nobody.
+- With ``enable_prefix_caching`` the tokens of a prompt that an earlier request left are not computed
+  again, and lie in blocks that all who have them share (``prefix_cache.py``).
 - Layers with a sliding window give back the blocks behind it (``sequence_blocks.py``).
 - Asynchronous scheduling (the default, ``vllm/config/vllm.py``; off for pooling models) schedules
   a step before the previous one has returned. It computes nothing twice, but a request that

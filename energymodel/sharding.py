@@ -30,7 +30,7 @@ from energymodel.blocks import (
 )
 from energymodel.errors import InputError
 from energymodel.model import ModelSpec, Stack
-from energymodel.parallel import Parallel
+from energymodel.parallel import Parallel, check_link
 
 # vLLM pads the vocabulary to a multiple of this before it divides it.
 VOCABULARY_BLOCK = 64
@@ -62,8 +62,8 @@ def shard(model: ModelSpec, groups: Parallel) -> ModelSpec:
     """What one GPU of each stage holds and computes of ``model``; collectives are not in it.
 
     Raises:
-        InputError: the number of GPUs does not divide what has to be divided, or a kind of block
-            that is not known to be divided.
+        InputError: the number of GPUs does not divide what has to be divided, a kind of block that
+            is not known to be divided, or copies on several nodes share experts without a link.
     """
     if groups.expert_gpus == 1:
         return model
@@ -130,12 +130,13 @@ def _experts(block: Moe, groups: Parallel, name: str) -> Moe:
     shared = block.shared_expert
     if shared is not None:
         block = replace(block, shared_expert=_divided(shared, groups.tensor, name))
+    if groups.experts and groups.expert_gpus > block.num_experts:
+        raise InputError(
+            f"enable_expert_parallel spreads experts over {groups.expert_gpus} GPUs, but {name} "
+            f"has {block.num_experts}."
+        )
+    check_link(groups, groups.gpus)
     if groups.experts:
-        if groups.expert_gpus > block.num_experts:
-            raise InputError(
-                f"enable_expert_parallel spreads experts over {groups.expert_gpus} GPUs, but {name} "
-                f"has {block.num_experts}."
-            )
         return replace(block, gpus=groups.expert_gpus)
     inner = _share(block.moe_intermediate_size, groups.expert_gpus, "moe_intermediate_size", name)
     return replace(block, moe_intermediate_size=inner)

@@ -22,13 +22,12 @@ from statistics import NormalDist
 import numpy as np
 
 from energymodel.blocks import CrossAttention, Mlp, Moe, SoftmaxAttention
-from energymodel.deployment import Deployment
+from energymodel.deployment import NGRAM, Deployment
 from energymodel.errors import InputError
 from energymodel.model import ModelSpec
 from energymodel.serving import Schedule
 from energymodel.workload import Workload
 
-NGRAM = "ngram"
 # How what is drafted was measured, and nothing else.
 PLAIN: Mapping[str, object] = {
     "sampling": "greedy",

@@ -372,7 +372,10 @@ def demand(table: StepTable, steps: Steps, bins: Sequence[Bin]) -> Demand:
         found |= _times(table.prompts, _prompted(table.prompts.times, sums))
     nothing = OpTime(seconds=np.zeros(steps.size), clocked=np.zeros(steps.size))
     times = [found.get(i, nothing) for i in range(len(ops))]
-    return with_energy(ops, times, table.deployment, table.profile)
+    padded = engine_of(table.deployment).padded
+    return with_energy(
+        ops, times, table.deployment, table.profile, lambda rows: padded(rows, table.deployment)
+    )
 
 
 def _times(part: Part, values: Floats) -> Mapping[int, OpTime]:

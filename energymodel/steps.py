@@ -68,6 +68,11 @@ class Steps:
         return self.sum_decodes(np.ones_like(self.decodes.context))
 
     @property
+    def sequences(self) -> Floats:
+        """Sequences in each step, of prompts and of decoding; shape [n_steps]."""
+        return self.sum_chunks(np.ones_like(self.chunks.tokens)) + self.decoding
+
+    @property
     def tokens(self) -> Floats:
         """Tokens that each step computes; shape [n_steps]."""
         return self.sum_chunks(self.chunks.tokens) + self.decodes.queries * self.decoding

@@ -72,7 +72,9 @@ def sources(costs: "StepCosts", weight: Floats, profile: Profile) -> tuple[Sourc
     shares: dict[str, dict[str, float]] = {}
     energy, duration = 0.0, 0.0
     for cost in costs.ops:
-        op_s, busy_j = float(weight @ cost.seconds), 0.0
+        op_s = float(weight @ cost.seconds)
+        # Of a collective, all energy in the SMs is that of being busy (``fabric.energy_j``).
+        busy_j = float(weight @ cost.core_j)
         if cost.op.component != COMPONENT:
             calibrated = profile.operation(cost.op.law)
             joules = _by_coefficient(cost, weight, scale, calibrated, profile.gpu.l2_bytes)

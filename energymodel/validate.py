@@ -152,6 +152,8 @@ def predictor(gpu: str | None, path: str | None) -> Callable[[Run], Prediction]:
         if run.deployment.engine not in ENGINES:
             known = ", ".join(ENGINES)
             raise InputError(f"engine {run.deployment.engine!r} is not supported; known: {known}.")
+        if run.extra.get("profiled"):
+            raise InputError("a profiler slowed the host while it ran.")
         if only is not None and run.gpu.lower() != only.gpu.name.lower():
             raise InputError(f"gpu {run.gpu!r} is not that of the profile, {only.gpu.name}.")
         chosen = only or load(run.gpu.lower(), None)

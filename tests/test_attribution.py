@@ -31,7 +31,13 @@ def a_schedule(steps: Steps) -> Schedule:
 def costs_of(steps: Steps, joules: dict[str, float], overhead_j: float = 0.0) -> StepCosts:
     """Every operation costs what ``joules`` says for its name (else 0) in each step, at 100 W."""
     ops = tuple(
-        OpCost(op=op, seconds=j / 100 * each, energy_j=j * each, full_clock_s=j / 100 * each)
+        OpCost(
+            op=op,
+            seconds=j / 100 * each,
+            energy_j=j * each,
+            core_j=0 * each,
+            full_clock_s=j / 100 * each,
+        )
         for op in lower(MODEL, Deployment(), steps)
         for j, each in [(joules.get(op.name, 0.0), np.ones(steps.size))]
     )
@@ -131,7 +137,13 @@ def test_nothing_is_lost_and_nothing_is_negative(
     run = schedule_offline(workload, Deployment(), 300_000)
     random = np.random.default_rng(seed)
     ops = tuple(
-        OpCost(op=op, seconds=active * s, energy_j=active * j, full_clock_s=active * s)
+        OpCost(
+            op=op,
+            seconds=active * s,
+            energy_j=active * j,
+            core_j=0 * active,
+            full_clock_s=active * s,
+        )
         for op in lower(WINDOWED if windowed else MODEL, Deployment(), run.steps)
         for active in [op.hbm_bytes > 0]
         for s, j in [random.uniform(0, 1, (2, run.steps.size))]

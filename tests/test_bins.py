@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import wasserstein_distance
 from trace_files import AZURE, BURSTGPT, CONVERSATION, MOONCAKE, OWN, json_lines, real
 
-from energymodel import commands_bins, io
+from energymodel import commands_bins, commands_common, io
 from energymodel.cli import main
 from energymodel.deployment import Deployment
 from energymodel.errors import InputError
@@ -393,4 +393,4 @@ def test_too_many_requests_of_one_length(run: Any, monkeypatch: pytest.MonkeyPat
 
 def test_choices_are_those_of_the_library() -> None:
     assert commands_bins._METHODS == METHODS
-    assert commands_bins._UNITS == UNITS
+    assert commands_common.TIME_UNITS == UNITS

@@ -325,7 +325,10 @@ def test_the_gpu_of_this_machine(run: Run, monkeypatch: Any) -> None:
         ([*PREDICT[:3], *PREDICT[5:]], "--gpu is missing: it must be one of h200"),
         ([*PREDICT[:4], "tpu", *PREDICT[5:]], "profiles exist for: h200"),
         ([*PREDICT[:2], "qwen3-8bb", *PREDICT[3:]], "the closest are Qwen/Qwen3-8B"),
-        ([*PREDICT, "--engine", "sglang"], "'--engine': 'sglang' is not one of 'vllm', 'transformers'"),
+        (
+            [*PREDICT, "--engine", "sglang"],
+            "'--engine': 'sglang' is not one of 'vllm', 'transformers'",
+        ),
         ([*PREDICT, "--max-num-seqs", "0"], "'--max-num-seqs'"),
         ([*PREDICT, "--max-num-seqs", "1.5"], "not a valid integer"),
         ([*PREDICT, "--tensor-parallel-size", "-1"], "'--tensor-parallel-size'"),

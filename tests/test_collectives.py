@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from calibration.collectives import grid, launch, observations, run
-from calibration.collectives.grid import CUSTOM_BYTES, KIB, MIB, SKEW_US, Point
+from calibration.collectives.grid import KIB, MIB, SKEW_US, Point
 from calibration.collectives.observations import OPS, CollectiveObservation, RankWindow
 from calibration.collectives.rank import Pace
 from calibration.collectives.sweep import MOST_REFUSED, Facts, Seen, sweep
@@ -17,6 +17,7 @@ from calibration.simulation.fabric import Fabric, SimulatedHost
 from calibration.simulation.gpu import SimulatedGpu
 from calibration.verdict import WindowRefused
 from energymodel.errors import InputError, WorkError
+from energymodel.fabric import CUSTOM_BYTES
 
 FABRIC = Fabric()
 STATIC_W = 120.0

@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 from step_builders import steps_of
 
 from energymodel import profile as profiles
-from energymodel.collectives import wire_share
+from energymodel.collectives import handed_on, wire_share
 from energymodel.deployment import Deployment
 from energymodel.errors import InputError
 from energymodel.fabric import collective_of, collective_seconds, energy_j, errors, seconds_of
 from energymodel.find_model import find_model
-from energymodel.op_kinds import Op
+from energymodel.op_kinds import Context, Op
 from energymodel.ops import lower
+from energymodel.parallel import Parallel
 from energymodel.spread import busiest, largest_of
 
 DENSE = find_model("Llama-3.1-8B-Instruct")[0]
@@ -105,6 +106,43 @@ def test_stages_send_hidden_state_and_residual() -> None:
 
 
 @pytest.mark.parametrize(
+    ("tensor", "pipeline", "far"),
+    [
+        (1, 8, 0),
+        (4, 4, 1),  # GPU 4 to 7 -> 8 to 11
+        (2, 8, 1),
+        (8, 2, 1),
+        (8, 3, 2),
+        (1, 17, 2),
+        (3, 3, 1),  # GPU 5 -> 8
+        (3, 5, 2),  # and GPU 6 -> 9: the third stage is on both nodes
+        (16, 2, 1),
+    ],
+)
+def test_only_hand_overs_between_nodes_use_their_link(tensor: int, pipeline: int, far: int) -> None:
+    ops = handed_on_by(tensor, pipeline)
+    counts = {op.shape["node_link_bytes_per_s"]: op.count for op in ops if op.kind == "send_recv"}
+    near = pipeline - 1 - far
+    assert counts == {rate: n for rate, n in ((0.0, near), (1e10, far)) if n}
+
+
+def handed_on_by(tensor: int, pipeline: int) -> list[Op]:
+    groups = Parallel(tensor=tensor, pipeline=pipeline, node_link_bytes_per_s=1e10)
+    model = find_model("Llama-3.1-8B-Instruct")[0]
+    ctx = Context(
+        steps=STEP,
+        hidden_size=model.hidden_size,
+        dtype="bfloat16",
+        kv_element_bytes=2.0,
+        tokens=STEP.tokens,
+        sampled=STEP.sampled,
+        source_tokens=np.zeros(0, np.int64),
+        parallel=groups,
+    )
+    return handed_on(ctx)
+
+
+@pytest.mark.parametrize(
     ("kind", "gpus", "share"),
     [("all_reduce", 4, 1.5), ("all_gather", 4, 0.75), ("all_to_all", 2, 0.5), ("send_recv", 2, 1)],
 )
@@ -117,17 +155,22 @@ def test_seconds_and_joules_by_hand() -> None:
     wire = 104 * 4096 * 2  # 2 (2 - 1) / 2 = 1
     seconds = seconds_of(op, GPUS, lambda rows: rows)
     assert seconds.item() == pytest.approx(LATENCY_S / 2 + wire / BYTES_PER_S)
-    core_j, wire_j = energy_j(op, seconds, GPUS)
+    core_j, wire_j = energy_j(op, seconds, GPUS, lambda rows: rows)
     assert core_j.item() == pytest.approx(BUSY_W * seconds.item())
     assert wire_j.item() == pytest.approx(WIRE_BYTE_J * wire)
 
 
-def test_padded_rows_take_longer_and_put_no_more_on_the_wire() -> None:
-    op = made(DENSE, tensor_parallel_size=2)["all_reduce"]
-    plain = seconds_of(op, GPUS, lambda rows: rows)
-    padded = seconds_of(op, GPUS, lambda rows: np.full_like(rows, 112.0))
-    assert padded.item() - plain.item() == pytest.approx(8 * 4096 * 2 / BYTES_PER_S)
-    assert energy_j(op, padded, GPUS)[1].item() == energy_j(op, plain, GPUS)[1].item()
+def test_padded_rows_take_longer_and_are_on_the_wire() -> None:
+    ops = made(DENSE, tensor_parallel_size=2)
+    for name, more_rows in (("all_reduce", 8.0), ("logits_all_gather", 0.0)):
+        op, row_bytes = ops[name], ops[name].shape["row_bytes"]
+        seconds, wire_j = [], []
+        for padded in (lambda rows: rows, lambda rows: np.full_like(rows, 112.0)):
+            seconds.append(seconds_of(op, GPUS, padded))
+            wire_j.append(energy_j(op, seconds[-1], GPUS, padded)[1].item())
+        wire = wire_share(op.kind, 2) * more_rows * row_bytes
+        assert (seconds[1] - seconds[0]).item() == pytest.approx(wire / BYTES_PER_S)
+        assert wire_j[1] - wire_j[0] == pytest.approx(WIRE_BYTE_J * wire)
 
 
 def test_large_messages_go_through_nccl() -> None:

@@ -25,7 +25,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fitted(measured: Path) -> FabricProfile:
-    return fit_collectives.fit_fabric(measured)
+    return fit_collectives.fit_fabric(measured, "h200")
 
 
 def test_declared_costs_come_back(fitted: FabricProfile) -> None:
@@ -77,4 +77,35 @@ def test_too_few_sizes_are_refused(measured: Path, tmp_path: Path) -> None:
     file = tmp_path / "collectives.jsonl"
     file.write_text("\n".join(few) + "\n")
     with pytest.raises(InputError, match="no collective was measured at 3 sizes"):
-        fit_collectives.fit_fabric(file)
+        fit_collectives.fit_fabric(file, "h200")
+
+
+def test_another_gpu_is_refused(measured: Path) -> None:
+    with pytest.raises(InputError, match=r"collectives\.jsonl is of '.*', not h100"):
+        fit_collectives.fit_fabric(measured, "h100")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"link": "PCIe"},
+            "link of collective 2 must be that of the first, 'simulated', got 'PCIe'",
+        ),
+        (
+            {"environment": {"NCCL_ALGO": "Tree"}},
+            "environment of collective 2 must be that of the first, NCCL_ALGO None, got 'Tree'",
+        ),
+    ],
+)
+def test_links_that_differ_are_refused(
+    measured: Path, tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    first, second = (
+        json.loads(line) | {"library": "nccl"} for line in measured.read_text().splitlines()[:2]
+    )
+    second |= changes
+    file = tmp_path / "collectives.jsonl"
+    file.write_text("".join(f"{json.dumps(o)}\n" for o in (first, second)))
+    with pytest.raises(InputError, match=said):
+        fit_collectives.fit_fabric(file, "h200")

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from fabric_builders import estimate, with_fabric
 
-from calibration.boards_of_runs import byte_j_of, with_boards
-from calibration.fit_workers import with_whole_runs
+from calibration.fit_workers import byte_j_of, with_whole_runs
 from energymodel import profile as profiles
-from energymodel.costs import demand, planned, step_costs
+from energymodel.costs import planned, step_costs
 from energymodel.deployment import Deployment
 from energymodel.find_model import find_model
 from energymodel.io import Run, read_runs
@@ -77,21 +76,13 @@ def test_runs_on_one_gpu_say_nothing() -> None:
     assert with_whole_runs(PLAIN, [(alone, MODELS[0])]) == PLAIN.fabric
 
 
-def test_boards_go_to_the_kind_of_memory_that_their_sensor_tells() -> None:
-    usual, dear = (kind.byte_j.value for kind in PLAIN.memory[:2])
-    model, run = MODELS[0], a_run(MODELS[0], (128, 64, 16), PLAIN)
-    served, schedule = planned(model, run.deployment, run.workload, PLAIN.gpu)
-    wanted = demand(model, run.deployment, schedule.steps, PLAIN, served.bins)
-    moved_w = sum(float(schedule.steps.weight @ j) for j in wanted.hbm_j) / run.duration_s
-    gpus = [
-        {"board": "a", "memory_power_w": 38.0 + moved_w},
-        {"board": "b", "memory_power_w": 38.0 + moved_w * dear / usual},
-    ]
-    seen = replace(run, extra=dict(run.extra) | {"gpus": gpus})
-    known = with_boards(PLAIN, [(seen, model)])
-    assert (known.memory_of("a"), known.memory_of("b")) == (usual, dear)
-    assert byte_j_of(seen, known) == pytest.approx((usual + dear) / 2)
-    assert byte_j_of(seen, PLAIN) is None
+def test_memory_of_a_run_is_the_mean_of_its_boards() -> None:
+    first, second = PLAIN.memory[:2]
+    known = replace(PLAIN, memory=(replace(first, boards=("a",)), replace(second, boards=("b",))))
+    run = a_run(MODELS[0], (128, 16, 1), PLAIN, gpus=[{"board": "a"}, {"board": "b"}])
+    usual, dear = first.byte_j.value, second.byte_j.value
+    assert byte_j_of(run, known) == pytest.approx((usual + dear) / 2)
+    assert byte_j_of(run, PLAIN) is None
 
 
 def test_measured_runs_on_several_gpus_are_predicted() -> None:

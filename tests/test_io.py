@@ -104,7 +104,7 @@ def test_reads_images_and_sound(tmp_path: Path) -> None:
         ),
         (
             bins({"input_tokens": 1, "output_tokens": 1, "requests_per_s": 0}),
-            "bins.json: bins[0].requests_per_s must be a number above 0 up to 1,000,000, got 0.",
+            "bins.json: bins[0].requests_per_s must be a number from 1e-06 to 1,000,000, got 0.",
         ),
         (
             bins({"input_tokens": 1, "count": 1}),
@@ -269,6 +269,10 @@ def test_reads_runs_with_the_deployment_of_a_prediction(tmp_path: Path) -> None:
             'line 2: power_limit_w must be a number above 0 up to 100,000 or null, got "x".',
         ),
         (RUN | {"energy_j": 10**400}, "line 2: energy_j must be a number above 0, got 1000"),
+        (
+            RUN | {"sampling": "zzz"},
+            'line 2: sampling must be "filtered" or "greedy" or "random", got "zzz".',
+        ),
         (RUN | {"model": ""}, 'line 2: model must be a string of 1 to 256 characters, got "".'),
         (RUN | {"bins": [{}]}, "line 2: bins[0].input_tokens is missing;"),
         ([], "line 2: the document must be an object, got a list of 0."),

@@ -101,6 +101,24 @@ def test_a_copy_without_requests_waits_at_static_power() -> None:
     assert 70 < waiting_w < 130
 
 
+def test_a_copy_without_requests_goes_on_where_others_need_its_experts() -> None:
+    even, alone = (run(EXPERTS, bins((512, 64, n)), data_parallel_size=2) for n in (2, 1))
+    dense = run(DENSE, bins((512, 64, 1)), data_parallel_size=2)
+    # The copy that waits works as on steps of one token all the while, like the other copy at best.
+    waiting_w, working_w = (
+        joules / alone.duration_s
+        for joules in (
+            alone.phases["idle"].energy_j,
+            alone.phases["decode"].energy_j,
+        )
+    )
+    assert 0.7 * working_w < waiting_w < working_w
+    assert dense.phases["idle"].energy_j / dense.duration_s < 0.6 * waiting_w
+    said = "data_parallel_size: a copy without requests computes dummy tokens"
+    for p, dummies in ((alone, True), (even, False), (dense, False)):
+        assert any(w.startswith(said) for w in p.warnings) == dummies
+
+
 def test_flop_of_a_replica_are_those_of_the_model() -> None:
     one, four = run(DENSE, SOME), run(DENSE, SOME, tensor_parallel_size=4)
     for name in ("attention_projections", "mlp", "attention", "lm_head"):
@@ -150,6 +168,26 @@ def test_a_pipeline_with_a_batch_for_each_stage_has_no_bubbles() -> None:
     one, two = run(DENSE, many), run(DENSE, many, pipeline_parallel_size=2)
     assert two.duration_s < 0.65 * one.duration_s
     assert two.warnings[0].startswith("pipeline_parallel_size: bubbles follow")
+
+
+@pytest.mark.parametrize("requests", [8, 128, 512])
+def test_micro_batches_are_those_of_one_copy(requests: int) -> None:
+    limits = {"pipeline_parallel_size": 4, "max_num_seqs": 64, "max_num_batched_tokens": 8192}
+    for tokens in (512, 100):
+        one = bins((tokens, 64, requests)).bins
+        eight = bins((tokens, 64, 8 * requests)).bins
+        alone = micro_batches(DENSE, Deployment(**limits), one)
+        assert micro_batches(DENSE, Deployment(**limits, data_parallel_size=8), eight) == alone
+
+
+def test_eight_pipelines_cost_eight_times_one() -> None:
+    flags = {"pipeline_parallel_size": 2, "gpus_per_node": 16}
+    one = run(DENSE, bins((512, 64, 16)), **flags)
+    eight = run(DENSE, bins((512, 64, 128)), **flags, data_parallel_size=8)
+    busy = [p.energy_j - p.phases["idle"].energy_j for p in (one, eight)]
+    assert busy[1] == pytest.approx(8 * busy[0], rel=2e-3)
+    spent = [p.duration_s - p.phases["idle"].duration_s for p in (one, eight)]
+    assert spent[1] == pytest.approx(spent[0], rel=1e-3)
 
 
 def test_the_v1_runner_keeps_one_batch_in_flight() -> None:
@@ -202,8 +240,19 @@ def test_links_between_nodes_are_declared_and_assumed() -> None:
     near = run(DENSE, SOME, tensor_parallel_size=4)
     far = run(DENSE, SOME, **flags, node_link_bytes_per_s=5e10)
     assert far.provenance["collectives"] == "assumed"
-    assert any("is assumed as declared" in w for w in far.warnings)
+    assert any("is assumed as declared, with 20 us more" in w for w in far.warnings)
     assert far.components["collective"].duration_s > 2 * near.components["collective"].duration_s
+
+
+def test_copies_that_exchange_nothing_need_no_link_between_nodes() -> None:
+    assert run(DENSE, bins((512, 64, 32)), data_parallel_size=16).gpus == 16
+    flags = {"data_parallel_size": 16, "enable_expert_parallel": True}
+    with pytest.raises(InputError, match="a replica of 16 GPUs spans nodes of 8: declare the link"):
+        run(EXPERTS, bins((512, 64, 32)), **flags)
+    far = run(EXPERTS, bins((512, 64, 32)), **flags, node_link_bytes_per_s=5e10)
+    assert far.provenance["collectives"] == "assumed"
+    with pytest.raises(InputError, match="a replica of 16 GPUs spans nodes of 8"):
+        run(DENSE, SOME, tensor_parallel_size=4, pipeline_parallel_size=4)
 
 
 def test_deployment_is_in_the_answer() -> None:
@@ -230,6 +279,8 @@ def test_requests_in_time_go_to_one_copy(flag: str) -> None:
     rate = Workload(bins=(Bin(input_tokens=100, output_tokens=20, requests_per_s=1.0),))
     with pytest.raises(InputError, match=f"{flag} must be 1 where requests arrive in time"):
         predict_online(DENSE, Deployment(**{flag: 2}), rate, GPUS)
+    with pytest.raises(InputError, match="An offline run needs bins with count"):
+        predict(DENSE, Deployment(**{flag: 2}), rate, GPUS)
 
 
 def test_requests_in_time_on_two_gpus() -> None:

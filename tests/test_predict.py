@@ -417,7 +417,7 @@ def test_chunked_prompts_and_preemption_are_predicted() -> None:
         ({"tensor_parallel_size": 3}, "tensor_parallel_size is 3; it must divide"),
         ({"pipeline_parallel_size": 16}, "node_link_bytes_per_s"),
         ({"dtype": "float32"}, "dtype.*bfloat16 or float16"),
-        ({"max_num_seqs": 0}, "max_num_seqs must be from 1"),
+        ({"max_num_seqs": 0}, "max_num_seqs must be at least 1"),
         ({"max_num_seqs": 300, "max_num_batched_tokens": 200}, "max_num_batched_tokens"),
         ({"gpu_memory_utilization": 0.05}, "gpu_memory_utilization .0.05"),
     ],

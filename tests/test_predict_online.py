@@ -9,9 +9,10 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from energymodel.binned_estimate import compare
-from energymodel.cli import main
+from energymodel.cli import cli, main
 from energymodel.deployment import Deployment
 from energymodel.errors import InputError
 from energymodel.find_model import find_model
@@ -188,6 +189,11 @@ def test_prefixes_of_a_trace_spare_prefill_with_prefix_caching() -> None:
     whole, cached = (of_trace(trace, enable_prefix_caching=on) for on in (False, True))
     prefill, spared = (p.phases["prefill"].energy_j for p in (whole, cached))
     assert 0.15 < spared / prefill < 0.5
+    told = [[w for w in p.warnings if "prefix" in w] for p in (whole, cached)]
+    assert told[0] == [
+        "prefix_tokens are not used: every prompt is computed whole without --enable-prefix-caching."
+    ]
+    assert told[1] == ["prefixes of the trace are found as in a prefix cache without limit."]
 
 
 # Bins against replays ----------------------------------------------------------------------------
@@ -321,3 +327,21 @@ def test_bins_prints_both_estimates(run: Run, trace_file: str) -> None:
     status, _, err = run(*arguments, "--sample", "5")
     assert status == 2
     assert "--sample" in err
+
+
+def test_a_trace_is_replayed_with_columns_and_units_as_told(tmp_path: Path) -> None:
+    file = tmp_path / "mine.csv"
+    file.write_text("when,asked,said\n0,100,8\n500,200,8\n1500,50,8\n")
+    command = ("predict", "--model", "Llama-3.2-1B-Instruct", "--gpu", "h200", "--trace", str(file))
+    untold = CliRunner().invoke(cli, command)
+    assert isinstance(untold.exception, InputError)
+    assert "--arrival-column" in str(untold.exception)
+    told = (
+        *("--arrival-column", "when", "--input-column", "asked", "--output-column", "said"),
+        *("--time-unit", "ms"),
+    )
+    result = CliRunner().invoke(cli, (*command, *told, "--json"))
+    assert result.exit_code == 0, result.output
+    prediction = json.loads(result.stdout)
+    assert prediction["input_tokens"] == 350
+    assert 1.5 < prediction["duration_s"] < 2.0

@@ -218,7 +218,7 @@ def without(*keys: str) -> Callable[[Plain], None]:
     return change
 
 
-def with_value(value: object, *keys: str) -> Callable[[Plain], None]:
+def with_value(value: object, *keys: str | int) -> Callable[[Plain], None]:
     def change(plain: Plain) -> None:
         for key in keys[:-1]:
             plain = plain[key]
@@ -316,6 +316,62 @@ BROKEN = {
     "energy from nothing": (
         with_value(-1e-12, "operations", "moe", "energy", "flop_j", "value"),
         "must not be negative",
+    ),
+    "a deviation of nothing": (
+        with_value(-0.1, "accuracy", "regimes", "vllm", "energy", "model"),
+        "accuracy.regimes.vllm.energy.model must be from 0 to 3",
+    ),
+    "a deviation beyond all": (
+        with_value(1e9, "accuracy", "regimes", "vllm", "duration", "outside"),
+        "accuracy.regimes.vllm.duration.outside must be from 0 to 3",
+    ),
+    "no quantile": (
+        with_value(0.0, "accuracy", "regimes", "vllm", "energy", "inner"),
+        "accuracy.regimes.vllm.energy.inner must be above 0",
+    ),
+    "a quantile beyond all": (
+        with_value(1e6, "accuracy", "regimes", "vllm", "duration", "outer"),
+        "accuracy.regimes.vllm.duration.outer must be above 0 and at most 20",
+    ),
+    "quantiles in the wrong order": (
+        with_value(19.0, "accuracy", "regimes", "vllm", "energy", "inner"),
+        "accuracy.regimes.vllm.energy.inner must be at most outer",
+    ),
+    "one number of workers": (
+        without("fabric", "workers", "step_s"),
+        "fabric.workers.step_s is missing",
+    ),
+    "workers that give time back": (
+        with_value(-1.0, "fabric", "workers", "sequence_s", "value"),
+        "fabric.workers.sequence_s.value must not be negative",
+    ),
+    "collectives that take less in a model": (
+        with_value(-0.1, "fabric", "skew", "value"),
+        "fabric.skew.value must not be negative",
+    ),
+    "a collective of nobody knows what": (
+        with_value("gossip", "fabric", "collectives", 0, "kind"),
+        r"fabric.collectives\[0\].kind must be one of: all_reduce",
+    ),
+    "a collective of one": (
+        with_value(1, "fabric", "collectives", 0, "gpus"),
+        r"fabric.collectives\[0\].gpus must be at least 2",
+    ),
+    "a collective that never ends": (
+        with_value(0.0, "fabric", "collectives", 0, "bus_bytes_per_s", "value"),
+        r"fabric.collectives\[0\].bus_bytes_per_s.value must be positive",
+    ),
+    "a collective ahead of its time": (
+        with_value(-1e-6, "fabric", "collectives", 0, "latency_s", "value"),
+        r"fabric.collectives\[0\].latency_s.value must not be negative",
+    ),
+    "messages of nothing": (
+        with_value([[0.0, 0.1], [1.0, 0.1]], "fabric", "collectives", 0, "left_over"),
+        r"fabric.collectives\[0\].left_over must have message bytes above 0",
+    ),
+    "messages out of order": (
+        with_value([[2.0, 0.1], [1.0, 0.1]], "fabric", "collectives", 0, "left_over"),
+        r"fabric.collectives\[0\].left_over must have message bytes above 0",
     ),
     "too few length scales": (
         with_value([1.0], "operations", "gemm", "residual", "length_scales"),

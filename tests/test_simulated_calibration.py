@@ -97,10 +97,14 @@ def test_only_what_is_declared_is_compared(found: Components) -> None:
     assert names == set(NAMES)
 
 
-@pytest.mark.parametrize("name", ["gemm", "prefill_attention", "moe"])
-def test_the_stretch_of_the_clock_comes_back(found: Components, name: str) -> None:
+# Windows of experts tell it apart least.
+@pytest.mark.parametrize(
+    ("name", "close"), [("gemm", 0.05), ("prefill_attention", 0.05), ("moe", 0.06)]
+)
+def test_the_stretch_of_the_clock_comes_back(found: Components, name: str, close: float) -> None:
     share = found.names[name].power.clock_share
     assert share.stderr < 0.1 * share.value
+    assert share.value == pytest.approx(TRUTH.clock_share(name), rel=close)
     assert share.value == pytest.approx(TRUTH.clock_share(name), abs=2.0 * share.stderr)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from fabric_builders import estimate, with_fabric
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,6 +71,24 @@ def test_one_coefficient_alone_carries_its_share() -> None:
     energy, _ = sources_of(replace(PROFILE, operations=operations))
     # A tenth of the energy of bytes through the SMs, which is less than all energy.
     assert 0.005 < energy.coefficients < 0.1
+
+
+def test_what_a_busy_collective_draws_errs_with_its_time() -> None:
+    plain = with_fabric(with_errors(0.0, 0.0))
+    assert plain.fabric is not None
+    links = replace(
+        plain.fabric,
+        collectives=tuple(
+            replace(c, time_error=0.1, energy_error=0.0) for c in plain.fabric.collectives
+        ),
+    )
+    idle = replace(
+        links, collectives=tuple(replace(c, busy_w=estimate(0.0)) for c in links.collectives)
+    )
+    two = Deployment(tensor_parallel_size=2)
+    busy, none = (sources_of(replace(plain, fabric=f), two)[0].operations for f in (links, idle))
+    # Static power of about 120 W, and 100 W more while a collective runs.
+    assert 1.5 < busy / none < 1.85
 
 
 def test_boards_come_from_the_profile() -> None:

@@ -11,11 +11,13 @@ from energymodel import io
 from energymodel import profile as profiles
 from energymodel.deployment import Deployment
 from energymodel.engines.vllm import ENGINE, engine_time
-from energymodel.engines.vllm_sampling import MULTIPROCESSORS, kernels, sampler_seconds
+from energymodel.engines.vllm_sampling import kernels, sampler_seconds
 from energymodel.errors import InputError
 from energymodel.find_model import find_model
+from energymodel.model import ModelSpec
 from energymodel.ops import Op
 from energymodel.predict import predict
+from energymodel.steps import Floats, Steps
 from energymodel.workload import Bin, Workload
 
 PROFILE = profiles.load("h200")
@@ -63,17 +65,35 @@ def test_greedy_has_one_call_and_prompts_that_sample_nothing_none() -> None:
 
 def test_what_is_in_no_call() -> None:
     engine = {"sampler_kernel_s": 10.0, "filter_logit_s": 1.0}
-    four, nine = (sampler_seconds(OLD, d, decode(9, count=3), engine) for d in (DRAWN, PENALISED))
+
+    def seconds(
+        model: ModelSpec, deployment: Deployment, steps: Steps, sm_count: int = 132
+    ) -> tuple[Floats, Floats]:
+        return sampler_seconds(model, deployment, steps, engine, sm_count=sm_count)
+
+    four, nine = (seconds(OLD, d, decode(9, count=3)) for d in (DRAWN, PENALISED))
     assert four[0].tolist() == [40.0]
     assert nine[0].tolist() == [90.0]
-    assert sampler_seconds(NEW, PENALISED, decode(9, count=3), engine)[0].tolist() == [0.0]
-    assert sampler_seconds(OLD, DRAWN, prefill(64, last=0), engine)[0].tolist() == [0.0]
+    assert seconds(NEW, PENALISED, decode(9, count=3))[0].tolist() == [0.0]
+    assert seconds(OLD, DRAWN, prefill(64, last=0))[0].tolist() == [0.0]
     # One wave of rows up to as many as there are multiprocessors; half of them are idle at half.
     for rows, waves, busy in ((1, 1.0, 1 / 132), (66, 1.0, 0.5), (264, 2.0, 1.0)):
-        at_work, idle = sampler_seconds(NEW, FILTERED, decode(9, count=rows), engine)
+        at_work, idle = seconds(NEW, FILTERED, decode(9, count=rows))
         assert at_work.item() == pytest.approx(NEW.vocab_size * waves * busy)
         assert idle.item() == pytest.approx(NEW.vocab_size * waves * (1.0 - busy))
-    assert MULTIPROCESSORS == 132
+    # Half as many multiprocessors take twice as many waves.
+    at_work, idle = seconds(NEW, FILTERED, decode(9, count=264), sm_count=66)
+    assert (at_work.item(), idle.item()) == (4.0 * NEW.vocab_size, 0.0)
+
+
+def test_rows_in_a_wave_are_the_multiprocessors_of_the_profile() -> None:
+    halved = replace(PROFILE, gpu=replace(PROFILE.gpu, sm_count=66))
+    many = decode(9, count=264)
+    asked = Workload(bins=(Bin(input_tokens=8, output_tokens=8, count=264),))
+    whole, half = (engine_time(NEW, FILTERED, many, p, asked) for p in (PROFILE, halved))
+    greedy = engine_time(NEW, Deployment(), many, PROFILE, asked)
+    added = half.outside_s - greedy.outside_s
+    assert added == pytest.approx(2.0 * (whole.outside_s - greedy.outside_s))
 
 
 def test_a_sampler_costs_more_than_the_likeliest_token() -> None:

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from calibration.collectives.grid import CUSTOM_BYTES, Point
+from calibration.collectives.grid import Point
 from calibration.device_time import timed
 from calibration.window import Work
+from energymodel.fabric import CUSTOM_BYTES
 
 CHUNK_S = 4e-3
 MAX_CALLS = 500

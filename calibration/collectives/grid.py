@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from calibration.collectives.observations import Dtype, Library, Mode, Op, point_key
+from energymodel.fabric import CUSTOM_BYTES
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
-# The largest message of vLLM's custom all-reduce is below this (vllm/distributed/
-# device_communicators/custom_all_reduce.py, ``max_size``); above it vLLM takes NCCL.
-CUSTOM_BYTES = 8 * MIB
 # How late rank 0 comes to a call where waiting is measured.
 SKEW_US = 2000
 # A product that takes about as long as the all-reduce beside it.

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from energymodel.deployment import NGRAM
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from energymodel.deployment import Deployment
     from energymodel.workload import Workload
 
-NGRAM = "ngram"
 # Longest and shortest run of tokens that is looked up. Random weights repeat single tokens.
 LONGEST_MATCH, SHORTEST_MATCH = 4, 1
 

@@ -126,12 +126,16 @@ def online(  # noqa: PLR0917 (the arguments of ``Engine.online``)
     Raises:
         InputError: as ``schedule``; several copies, stages or draft models are not followed in time.
     """
-    for flag in ("data_parallel_size", "pipeline_parallel_size"):
-        if getattr(deployment, flag) > 1:
-            raise InputError(
-                f"{flag} must be 1 where requests arrive in time: predict one copy at its share of "
-                "the rate."
-            )
+    if deployment.data_parallel_size > 1:
+        raise InputError(
+            "data_parallel_size must be 1 where requests arrive in time: predict one copy at its "
+            "share of the rate."
+        )
+    if deployment.pipeline_parallel_size > 1:
+        raise InputError(
+            "pipeline_parallel_size must be 1 where requests arrive in time: use "
+            "tensor_parallel_size, or bins with count."
+        )
     if deployment.speculative_model is not None:
         raise InputError("speculative_model must be left out where requests arrive in time.")
     room = cache_room(model, deployment, gpu)
@@ -155,7 +159,9 @@ def engine_time(
     if deployment.server:
         check_server(engine, profile.name)
     work = launches(model, deployment, steps, workload.bins)
-    sampler_s, idle_s = sampler_seconds(model, deployment, steps, engine)
+    sampler_s, idle_s = sampler_seconds(
+        model, deployment, steps, engine, sm_count=profile.gpu.sm_count
+    )
     alone = EngineTime(
         outside_s=_outside_seconds(model, steps, engine, workload.bins) + sampler_s,
         launch_s=_host_seconds(work, deployment, steps, engine),
@@ -203,12 +209,11 @@ def _outside_seconds(
     model: ModelSpec, steps: Steps, engine: Mapping[str, float], bins: Sequence[Bin] = ()
 ) -> Floats:
     """GPU seconds outside the operations of each step."""
-    seqs = steps.sum_chunks(np.ones_like(steps.chunks.tokens)) + steps.decoding
     prompts = steps.sum_chunks(steps.chunks.tokens) > 0
     encoder = np.where(prompts, len(model.encoder.layers), 0.0) if model.encoder else 0.0
     layers = token_mixers(model) + encoder + layers_run(model.towers, steps, bins)
-    seconds: Floats = engine["step_s"] + engine["layer_s"] * layers + engine["sequence_s"] * seqs
-    return seconds
+    seconds: Floats = engine["step_s"] + engine["layer_s"] * layers
+    return seconds + engine["sequence_s"] * steps.sequences
 
 
 def cache_room(model: ModelSpec, deployment: Deployment, gpu: GpuSpec) -> CacheRoom:

@@ -20,8 +20,6 @@ from energymodel.model import ModelSpec
 from energymodel.op_kinds import Op
 from energymodel.steps import Floats, Steps
 
-# Rows that are searched at a time for their top-k and top-p: the multiprocessors of an H200.
-MULTIPROCESSORS = 132
 # Logits that a block of an element-by-element kernel takes.
 BLOCK_LOGITS = 1024
 
@@ -67,22 +65,27 @@ def kernels(model: ModelSpec, deployment: Deployment) -> tuple[Kernel, ...]:
 
 
 def sampler_seconds(
-    model: ModelSpec, deployment: Deployment, steps: Steps, engine: Mapping[str, float]
+    model: ModelSpec,
+    deployment: Deployment,
+    steps: Steps,
+    engine: Mapping[str, float],
+    *,
+    sm_count: int,
 ) -> tuple[Floats, Floats]:
     """Seconds of the sampler in each step that are in none of its calls: (GPU at work, GPU idle).
 
     The older runner launches its kernels one by one, with gaps between them. The search for the
-    top-k and top-p takes one multiprocessor a row, over and over all of its logits, while the others
-    do nothing.
+    top-k and top-p takes one of the ``sm_count`` multiprocessors a row, over and over all of its
+    logits, while the others do nothing.
     """
     rows = steps.sampled
     gaps = 0 if new_runner(model, deployment) else len(kernels(model, deployment))
     gap_s = np.where(rows > 0, engine.get("sampler_kernel_s", 0.0) * gaps, 0.0)
     if deployment.sampling != "filtered":
         return gap_s, np.zeros(steps.size)
-    waves = np.where(rows > 0, np.maximum(rows / MULTIPROCESSORS, 1.0), 0.0)
+    waves = np.where(rows > 0, np.maximum(rows / sm_count, 1.0), 0.0)
     seconds = engine.get("filter_logit_s", 0.0) * model.vocab_size * waves
-    busy = np.minimum(rows / MULTIPROCESSORS, 1.0)
+    busy = np.minimum(rows / sm_count, 1.0)
     return gap_s + busy * seconds, (1.0 - busy) * seconds
 
 

@@ -159,5 +159,4 @@ def host_numbers(profile: Profile) -> Mapping[str, float]:
 
 def gap_seconds(steps: Steps, engine: Mapping[str, float]) -> Floats:
     """Seconds between steps in which the host works and the GPU waits; shape [n_steps]."""
-    seqs = steps.sum_chunks(np.ones_like(steps.chunks.tokens)) + steps.decoding
-    return engine["sync_step_s"] + engine["sync_sequence_s"] * seqs
+    return engine["sync_step_s"] + engine["sync_sequence_s"] * steps.sequences

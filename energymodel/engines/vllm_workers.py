@@ -10,8 +10,6 @@ said of each sequence. The numbers are measured on runs of several GPUs and are 
 
 from dataclasses import replace
 
-import numpy as np
-
 from energymodel.engines.engine import EngineTime
 from energymodel.engines.vllm_host import HostWork
 from energymodel.profile import FabricProfile
@@ -42,19 +40,11 @@ def with_workers(
     return replace(
         alone,
         launch_s=alone.launch_s + more_s,
-        gap_s=alone.gap_s + numbers["step_s"] + numbers["sequence_s"] * sequences(steps),
+        gap_s=alone.gap_s + numbers["step_s"] + numbers["sequence_s"] * steps.sequences,
         submit_s=alone.submit_s + numbers["submit_request_s"] * workload.requests,
     )
 
 
 def launched_layers(work: HostWork) -> tuple[Floats, Floats]:
     """Layers that are launched (kernel by kernel, as graphs) in each step; [n_steps]."""
-    counts = work.counts
-    each = counts.get("launch_layer_s", counts.get("launch_eager_layer_s"))
-    graphs = counts["launch_graph_layer_s"]
-    return (np.zeros_like(graphs) if each is None else each), graphs
-
-
-def sequences(steps: Steps) -> Floats:
-    """Sequences in each step, of prompts and of decoding; [n_steps]."""
-    return np.asarray(steps.sum_chunks(np.ones_like(steps.chunks.tokens)) + steps.decoding)
+    return work.counts["launch_layer_s"], work.counts["launch_graph_layer_s"]
