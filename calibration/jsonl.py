@@ -1,12 +1,15 @@
 """Append-only JSON lines: a killed program loses at most the line that it was writing."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from energymodel import io
 from energymodel.errors import InputError, WorkError
+
+T = TypeVar("T")
 
 
 def repair(path: Path) -> None:
@@ -79,3 +82,20 @@ def _is_json(line: bytes) -> bool:
 
 def _reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
+
+
+def read(path: Path, parse: Callable[[str, str], T]) -> Iterator[T]:
+    """What ``parse(line, where)`` makes of each line; a truncated last line is left out.
+
+    Raises:
+        InputError: as ``parse`` does, of any line but an unfinished last one.
+    """
+    *lines, unfinished = io.read_text(path).split("\n")
+    for number, line in enumerate(lines, start=1):
+        yield parse(line, f"{path} line {number}")
+    if unfinished:
+        try:
+            last = parse(unfinished, f"{path} line {len(lines) + 1}")
+        except InputError:
+            return
+        yield last

@@ -104,15 +104,7 @@ def read(path: Path) -> Iterator[Observation]:
     Raises:
         InputError: a line is not an observation; the message names file and line.
     """
-    *lines, unfinished = io.read_text(path).split("\n")
-    for number, line in enumerate(lines, start=1):
-        yield _observation(line, f"{path} line {number}")
-    if unfinished:
-        try:
-            last = _observation(unfinished, f"{path} line {len(lines) + 1}")
-        except InputError:
-            return
-        yield last
+    return jsonl.read(path, _observation)
 
 
 def _observation(line: str, where: str) -> Observation:
