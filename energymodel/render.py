@@ -84,7 +84,7 @@ def digits(value: float) -> str:
         return "0"
     if 1e-3 <= abs(value) < 1000:
         return f"{value:#.3g}".rstrip(".")
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.2e}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e8 else f"{value:.2e}"
 
 
 def integer(value: float) -> str:
