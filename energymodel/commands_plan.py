@@ -35,6 +35,16 @@ _SIZE = click.IntRange(1, 1024)
 _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
 
 
+def _number(
+    _: click.Context, param: click.Parameter, value: float | tuple[float, ...] | None
+) -> float | tuple[float, ...] | None:
+    """Refuse what a range lets pass: nan."""
+    values = value if isinstance(value, tuple) else () if value is None else (value,)
+    if not all(math.isfinite(x) for x in values):
+        raise click.BadParameter("it must be a number", param=param)
+    return value
+
+
 def _above_zero(name: str, metavar: str, text: str, **more: Any) -> Callable[[Any], Any]:
     """An option that takes a finite number above 0."""
     kind = click.FloatRange(0, 1e12, min_open=True)
@@ -70,6 +80,7 @@ _OPTIONS = (
     click.option(
         "--slo-percentile",
         type=click.FloatRange(1, 99.9),
+        callback=_number,
         default=90.0,
         show_default=True,
         metavar="P",
@@ -78,6 +89,7 @@ _OPTIONS = (
     click.option(
         "--pue",
         type=click.FloatRange(1, 10),
+        callback=_number,
         default=1.25,
         show_default=True,
         help="Power usage effectiveness of the site.",
@@ -99,6 +111,7 @@ _OPTIONS = (
     click.option(
         "--confidence",
         type=_SHARE,
+        callback=_number,
         default=0.95,
         show_default=True,
         help="Probability of that, for percentile.",
@@ -117,6 +130,7 @@ _OPTIONS = (
         "--power-limit-w",
         "limits_w",
         type=click.FloatRange(1, 100_000),
+        callback=_number,
         multiple=True,
         metavar="W",
         help="Power limits of a GPU to choose from.",
@@ -151,12 +165,14 @@ _OPTIONS = (
     click.option(
         "--demand-uncertainty",
         type=click.FloatRange(0, 2),
+        callback=_number,
         default=0.0,
         help="Standard deviation of the demand, relative.",
     ),
     click.option(
         "--pue-uncertainty",
         type=click.FloatRange(0, 1),
+        callback=_number,
         default=0.02,
         show_default=True,
         help="Likewise of the PUE.",
@@ -165,6 +181,7 @@ _OPTIONS = (
         "--what-if-budget-w",
         "other_budgets_w",
         type=click.FloatRange(1, 1e12),
+        callback=_number,
         multiple=True,
         metavar="W",
         help="Also say what this budget would serve.",
@@ -218,7 +235,7 @@ def plan(
     from energymodel.planning.plan import Found, find
     from energymodel.render_plan import plan as table
 
-    if html is not None and not Path(html).absolute().parent.is_dir():
+    if html is not None and (Path(html).is_dir() or not Path(html).absolute().parent.is_dir()):
         raise InputError(f"--html {html} must be a file in a folder that exists.")
     request, notes = _request(asked)
     deferred = _deferred(request, waiting, hourly)
@@ -260,8 +277,6 @@ def _request(asked: dict[str, Any]) -> "tuple[Request, tuple[str, ...]]":
     if len(workloads) < len(asked["workloads"]):
         raise InputError("--workload files must have different names.")
     limits_w = asked["limits_w"]
-    if not all(math.isfinite(limit_w) for limit_w in limits_w):
-        raise InputError("--power-limit-w must be a number.")
     request = Request(
         demands=demands_of(models, workloads, paired=asked["paired"]),
         profiles=_profiles(asked["gpus"], asked["paths"]),

@@ -1,6 +1,7 @@
 """Fleets from the solver against all fleets that there are, and against what must hold."""
 
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -162,3 +163,14 @@ def test_hosts_are_there_whole_or_not_at_all() -> None:
     fewer = most_served(a_problem([choice], [10.0], power_w=1600.0, host=server))
     assert (fewer.replicas.tolist(), fewer.hosts.tolist()) == ([4], [1])
     assert fewer.served == pytest.approx([8.0])
+
+
+def test_the_solver_says_nothing_on_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    choices = [
+        a_choice(str(i), rng.uniform(0.1, 2.0, 3), 100.0 + 10 * i, rng.uniform(10.0, 200.0, 3))
+        for i in range(6)
+    ]
+    most_served(a_problem(choices, [3.0, 2.0, 5.0], power_w=1500.0, gpus=7.0, spare=1))
+    os.write(1, b"still heard")
+    assert capfd.readouterr().out == "still heard"

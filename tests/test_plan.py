@@ -138,7 +138,11 @@ def test_what_binds_and_what_would_be_enough() -> None:
 @pytest.mark.parametrize(
     ("changes", "binding", "sentence"),
     [
-        ({"site": Site(budget_w=900.0, server=server.load())}, "power_w", "the least is about 2,"),
+        (
+            {"site": Site(budget_w=900.0, server=server.load())},
+            "power_w",
+            "one that is busy takes about 3,0",
+        ),
         ({"objective": Objective(itl_s=1e-4)}, "itl_s", "for a single request"),
         ({"objective": Objective(ttft_s=1e-4)}, "ttft_s", "--ttft-s 0.0001 cannot be met"),
     ],
@@ -277,6 +281,9 @@ def test_the_table_says_what_is_served_and_drawn(tmp_path: Path) -> None:
         (("--power-budget-w", "5e3", "--pipeline-parallel-size", "2"), 1, "must be 1"),
         (("--power-budget-w", "nan"), 2, "finite"),
         (("--power-budget-w", "-5"), 2, "--power-budget-w"),
+        (("--power-budget-w", "5e3", "--pue", "nan"), 2, "--pue"),
+        (("--power-budget-w", "5e3", "--slo-percentile", "nan"), 2, "--slo-percentile"),
+        (("--power-budget-w", "5e3", "--pue-uncertainty", "nan"), 2, "--pue-uncertainty"),
         (("--power-budget-w", "5e3", "--pue", "0.5"), 2, "--pue"),
         (("--power-budget-w", "5e3", "--itl-s", "1e-5"), 1, "cannot be met"),
         (("--power-budget-w", "5e3", "--server-type", "mainframe"), 2, "hgx-8"),

@@ -18,7 +18,10 @@ pages 119-142) through ``scipy.optimize.milp``. Fleets are found in two passes: 
 then the least of a price among the fleets that serve as much.
 """
 
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +32,8 @@ from energymodel.steps import Floats, Ints
 
 # Share of the best value of the first pass that the second may give away: rounding of the solver.
 GIVEN_AWAY = 1e-7
+# Share of a demand that is lost to rounding at most.
+ROUNDED = 1e-6
 # Requests a second of a replica that are as good as none.
 NOTHING = 1e-12
 
@@ -241,16 +246,36 @@ def _solve(
     if at_least is not None:
         constraints.append(LinearConstraint(at_least[0][None], lb=at_least[1]))
     scale = float(np.abs(objective).max()) or 1.0
-    found = milp(
-        objective / scale,
-        integrality=integral,
-        bounds=Bounds(np.zeros(system.columns), system.upper),
-        constraints=constraints,
-        options={"mip_rel_gap": gap, "time_limit": seconds},
-    )
+    with _quiet():
+        found = milp(
+            objective / scale,
+            integrality=integral,
+            bounds=Bounds(np.zeros(system.columns), system.upper),
+            constraints=constraints,
+            options={"mip_rel_gap": gap, "time_limit": seconds},
+        )
     if found.x is None:
         raise WorkError(f"no fleet was found in {seconds:g} s: allow more time or fewer choices.")
     return np.asarray(found.x), float(found.mip_gap or 0.0)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """HiGHS prints remarks to the standard output of the process, where JSON is to stand alone."""
+    try:
+        sys.stdout.flush()
+        kept = os.dup(1)
+    except (AttributeError, OSError, ValueError):  # there is no such output
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _fleet(problem: Problem, system: _System, values: Floats, gap: float) -> Fleet:
@@ -267,7 +292,7 @@ def _fleet(problem: Problem, system: _System, values: Floats, gap: float) -> Fle
         replicas=replicas,
         hosts=whole[2 * count :],
         rates=tuple(rates),
-        served=served,
+        served=np.where(served > problem.demand * (1.0 - ROUNDED), problem.demand, served),
         used={
             resource: float(system.use_of(resource) @ exact) for resource in problem.choices[0].uses
         },

@@ -31,16 +31,15 @@ Progress = Callable[[str, int, int], None]
 
 # What a simulation may miss the objective by.
 TOLERANCE = 0.02
-# Shares of its rate that a choice which misses it is tried at, and how many of these at most.
-STEP_BACK, STEPS_BACK = 0.93, 12
+# Share of its rate that a choice which misses it is tried at first and at least, and how nearly the
+# largest that meets it is found.
+FIRST_KEPT, LEAST_KEPT, STEP_BACK = 0.93, 0.4, 0.02
 # Difference of joules between programme and simulation that is put right, and the load from which on
 # a replica tells them.
 DEARER, BUSY = 0.01, 0.8
-# How often the budget of the programme is moved until the rule of the site just holds, and how far
-# below the budget of the site it may end.
-BUDGET_ROUNDS, BELOW = 8, 2e-3
-# How much further it is lowered each time that it did not do: replicas are whole.
-FURTHER = 0.02
+# How often the budget of the programme is moved until the rule of the site just holds, how far below
+# the budget of the site it may end, and how often a guess in proportion may be too much.
+BUDGET_ROUNDS, BELOW, TRUSTED = 12, 2e-3, 3
 # Difference in load, summed over bins, below which replicas are not simulated again.
 ALIKE = 0.1
 # Requests that all kinds of replicas together are simulated with, each between the bounds of
@@ -168,43 +167,84 @@ class Known:
 
 
 def _solve(request: Request, points: Points, known: Known, budget_w: float) -> Found | None:
-    """The fleet whose provisioned power keeps within the budget; None where not one replica does.
+    """The fleet that serves most with the power of its rule within the budget; None where there is none.
 
     ``budget_w`` is what the programme is given at first: what it counts as used and what the rule of the
-    site needs for the fleet differ, in proportion, so it is moved until the latter fits.
+    site needs for the fleet differ, about in proportion. The largest budget of the programme whose
+    fleet fits is enclosed from both sides.
     """
     site, best = request.site, None
-    options, refused, missed = points
-    failures = 0
+    low, high, at_w, misses = 0.0, float("inf"), budget_w, 0
     for _ in range(BUDGET_ROUNDS):
-        programme = problem(request, options, budget_w)
-        fleet = most_served(programme, gap=request.gap)
-        if fleet.served.sum() <= LITTLE:
+        found = _fleet_within(request, points, known, at_w)
+        guess_w = at_w
+        if found is not None:
+            used_w, share = found.fleet.used["power_w"], needed(found) / site.budget_w
+            bound = used_w > (1.0 - request.gap - BELOW) * at_w
+            if share <= 1.0 and (best is None or _served(found) > _served(best)):
+                best = found
+            if share <= 1.0 and (share >= 1.0 - BELOW or _served(found) >= _all(found)):
+                break
+            # Replicas are whole: what a budget leaves over may be too little for one more.
+            guess_w = (used_w if bound or share > 1.0 else at_w) / share * (1.0 - 0.5 * BELOW)
+            if share > 1.0:
+                high, misses = min(high, used_w), misses + 1
+        if found is None or share <= 1.0:
+            low = max(low, at_w)
+        if (high == float("inf") and found is None) or high - low <= BELOW * high < float("inf"):
             break
-        groups = _groups(request, options, fleet, known)
-        power, sure = _weighed(request, fleet, groups)
-        found = Found(
-            request=request,
-            options=options,
-            refused=refused,
-            missed=missed,
-            problem=programme,
-            fleet=fleet,
-            groups=groups,
-            power=power,
-            sure=sure,
-        )
-        share = needed(found) / site.budget_w
-        if share <= 1.0 and (best is None or fleet.served.sum() > best.fleet.served.sum()):
-            best = found
-        bound = fleet.used["power_w"] > (1.0 - request.gap - BELOW) * budget_w
-        if share <= 1.0 and (share >= 1.0 - BELOW or not bound):
-            break
-        # A little more than would just do, so that it comes out below.
-        share *= (1.0 + 0.5 * BELOW) * (1.0 + FURTHER * failures)
-        failures += share > 1.0
-        budget_w = min(budget_w, fleet.used["power_w"]) / share
+        # In small fleets what is needed hardly follows what is given: then the bracket is halved.
+        inside = misses < TRUSTED and low * (1.0 + BELOW) < guess_w < high * (1.0 - BELOW)
+        at_w = guess_w if inside or high == float("inf") else 0.5 * (low + high)
     return best
+
+
+def at_budget(found: Found, budget_w: float) -> Found | None:
+    """The fleet of the same options within another budget, by the rule of the site."""
+    request = replace(found.request, site=replace(found.request.site, budget_w=budget_w))
+    points = (found.options, found.refused, found.missed)
+    return _solve(request, points, Known(seen={}, doubts={}, servers={}), budget_w)
+
+
+def budget_for_all(found: Found) -> float | None:
+    """Facility power that a fleet for all of the demand needs by the rule; None where there is none."""
+    points = (found.options, found.refused, found.missed)
+    known = Known(seen={}, doubts={}, servers={})
+    everything = _fleet_within(found.request, points, known, float("inf"))
+    if everything is None or _served(everything) < _all(everything):
+        return None
+    return needed(everything)
+
+
+def _all(found: Found) -> float:
+    """Requests per second that are as good as the whole demand."""
+    return (1.0 - found.request.gap) * float(found.problem.demand.sum())
+
+
+def _served(found: Found) -> float:
+    return float(found.fleet.served.sum())
+
+
+def _fleet_within(request: Request, points: Points, known: Known, at_w: float) -> Found | None:
+    """The fleet that the programme finds with a budget, simulated; None where it serves nothing."""
+    options, refused, missed = points
+    programme = problem(request, options, at_w)
+    fleet = most_served(programme, gap=request.gap)
+    if fleet.served.sum() <= LITTLE:
+        return None
+    groups = _groups(request, options, fleet, known)
+    power, sure = _weighed(request, fleet, groups)
+    return Found(
+        request=request,
+        options=options,
+        refused=refused,
+        missed=missed,
+        problem=programme,
+        fleet=fleet,
+        groups=groups,
+        power=power,
+        sure=sure,
+    )
 
 
 def _groups(
@@ -360,12 +400,8 @@ def _corrected(request: Request, found: Found, known: Known) -> tuple[Option, ..
     index = {id(option): i for i, option in enumerate(found.options)}
     for group in found.groups:
         option, rates = group.option, group.rates / max(group.count - request.site.spare, 1)
-        seen, kept = group.seen, 1.0
-        for _ in range(STEPS_BACK):
-            if meets(request, seen):
-                break
-            kept *= STEP_BACK
-            seen = _watched(request, option, kept * rates, REQUESTS // len(found.groups), known)
+        run = (request, option, rates, REQUESTS // len(found.groups), known)
+        kept, seen = (1.0, group.seen) if meets(request, group.seen) else _kept(*run)
         load = float(option.seconds @ rates)
         slower = option.slower / (kept * min(load, 1.0)) if kept < 1.0 else option.slower
         dearer = option.dearer
@@ -375,9 +411,29 @@ def _corrected(request: Request, found: Found, known: Known) -> tuple[Option, ..
         i = index[id(option)]
         better[i] = replace(option, slower=slower, dearer=dearer)
         if kept < 1.0:  # it has been simulated at the load that it may have from now on
-            run = (better[i].seconds * kept * rates, seen)
-            known.seen.setdefault((i, slower), []).append(run)
+            told = (better[i].seconds * kept * rates, seen)
+            known.seen.setdefault((i, slower), []).append(told)
     return tuple(better)
+
+
+def _kept(
+    request: Request, option: Option, rates: Floats, requests: int, known: Known
+) -> tuple[float, Seen]:
+    """(the share of its rates at which a replica meets the objective, its simulation there).
+
+    The largest to ``STEP_BACK``, by halving; the least that is tried where none does.
+    """
+    low, high = LEAST_KEPT, 1.0
+    kept, seen = low, None
+    at = FIRST_KEPT
+    while high - low > STEP_BACK:
+        found = _watched(request, option, at * rates, requests, known)
+        if meets(request, found):
+            low, kept, seen = at, at, found
+        else:
+            high = at
+        at = 0.5 * (low + high)
+    return kept, seen or _watched(request, option, kept * rates, requests, known)
 
 
 def meets(request: Request, seen: Seen) -> bool:

@@ -9,10 +9,20 @@ import numpy as np
 
 from energymodel.deployment import Deployment
 from energymodel.planning import carbon
-from energymodel.planning.build import Option, problem
+from energymodel.planning.build import Option
 from energymodel.planning.document import Cost, Frontier, Plan, Replicas, Setting
 from energymodel.planning.fleet import Fleet, most_served
-from energymodel.planning.plan import Found, Group, Nothing, facility_w, meets, settings
+from energymodel.planning.plan import (
+    Found,
+    Group,
+    Nothing,
+    at_budget,
+    budget_for_all,
+    facility_w,
+    meets,
+    needed,
+    settings,
+)
 from energymodel.planning.provision import Course, together
 from energymodel.planning.request import Request
 from energymodel.planning.verify import SLOT_S
@@ -20,6 +30,8 @@ from energymodel.steps import Floats
 
 # Share of a demand or a limit that is as good as all of it.
 ALL = 1.0 - 1e-4
+# Kinds of replicas up to which the fleet that serves all is simulated, too.
+FEW_KINDS = 20
 # Length of the power over time that is shown.
 SHOWN_S = 60.0
 NEXT: Mapping[str, str] = {
@@ -214,9 +226,9 @@ def _binding(found: Found) -> tuple[str, float | None]:
         return "several", None
     if binding != "power_w" or more[binding].served.sum() < ALL * demand:
         return binding, None
-    # In proportion: what this fleet needs for what it was given in the programme.
-    share = found.request.site.budget_w / programme.limits["power_w"]
-    return binding, more[binding].used["power_w"] * max(share, 1.0)
+    if len(found.groups) > FEW_KINDS:  # of many, what is needed goes as what the programme counts
+        return binding, more[binding].used["power_w"] * needed(found) / found.fleet.used["power_w"]
+    return binding, budget_for_all(found)
 
 
 def _cost(request: Request, mean_w: float, gpus: int, tokens_per_s: float) -> Cost:
@@ -304,16 +316,17 @@ def _kind(group: Group) -> str:
 def what_if(found: Found, budgets_w: tuple[float, ...]) -> dict[float, dict[str, float]]:
     """Requests per second of each bin that other budgets would serve, and the plan's own.
 
-    The options are those that the plan ended with; fleets are solved, not simulated again.
+    The options are those that the plan ended with, the rule that of its site.
     """
-    request, options = found.request, found.options
-    share = found.problem.limits["power_w"] / request.site.budget_w
-    names = [f"{d.name}[{i}]" for d in request.demands for i in range(len(d.workload.bins))]
+    names = [f"{d.name}[{i}]" for d in found.request.demands for i in range(len(d.workload.bins))]
     if not budgets_w:
         return {}
-    own = {n: float(r) for n, r in zip(names, found.fleet.served, strict=True)}
-    result = {request.site.budget_w: own}
+    result = {found.request.site.budget_w: _rates(names, found)}
     for budget_w in budgets_w:
-        fleet = most_served(problem(request, options, budget_w * share), gap=request.gap)
-        result[budget_w] = {n: float(r) for n, r in zip(names, fleet.served, strict=True)}
+        result[budget_w] = _rates(names, at_budget(found, budget_w))
     return result
+
+
+def _rates(names: list[str], found: Found | None) -> dict[str, float]:
+    served = np.zeros(len(names)) if found is None else found.fleet.served
+    return {name: float(rate) for name, rate in zip(names, served, strict=True)}

@@ -47,18 +47,20 @@ def without_fleet(request: Request, options: Sequence[Option]) -> tuple[str, str
     least_w = _least_budget_w(request, options)
     return "power_w", (
         f"--power-budget-w {request.site.budget_w:g} is too small for one replica{and_spare}, by the "
-        f"rule of the site: the least is about {least_w:,.0f} W."
+        f"rule of the site: one that is busy takes about {least_w:,.0f} W."
     )
 
 
 def _least_budget_w(request: Request, options: Sequence[Option]) -> float:
-    """Least facility power of one replica that serves: with its server, by the rule of the site."""
+    """Facility power of the most frugal replica that is busy: with its server, by the rule."""
     found = []
     programme = problem(request, options, request.site.budget_w)
-    for choice in programme.choices:
+    for option, choice in zip(options, programme.choices, strict=True):
         host = programme.hosts[choice.host]
         replicas = 1 + request.site.spare
         servers = -(-replicas * choice.places // host.places)
         each_w = choice.uses["power_w"].per_replica
+        if request.site.rule in ("mean", "percentile"):  # there, that of an idle one
+            each_w *= option.busy_w / option.operating.idle_w
         found.append(replicas * each_w + servers * host.uses["power_w"])
     return min(found)

@@ -20,6 +20,8 @@ Price = Literal["power", "cost", "carbon"]
 PRICES: tuple[Price, ...] = ("power", "cost", "carbon")
 
 MOST_WORKLOADS, MOST_BINS = 1000, 20_000
+# Requests per second below which the solver does not tell a demand from none.
+LEAST_RATE = 1e-3
 # Bins beyond which a fleet is solved less exactly.
 MANY_BINS = 100
 
@@ -113,6 +115,11 @@ def _check(name: str, workload: Workload) -> None:
     if not workload.online:
         raise InputError(
             f"{name}: bins must have requests_per_s, not count: a plan serves a stream of requests."
+        )
+    if workload.requests < LEAST_RATE:
+        raise InputError(
+            f"{name}: bins must ask for {LEAST_RATE:g} requests per second or more together, got "
+            f"{workload.requests:g}."
         )
     for i, b in enumerate(workload.bins):
         if b.images or b.audio_s or b.num_frames or b.num_inference_steps:
