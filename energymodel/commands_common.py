@@ -70,6 +70,22 @@ def _write(data: bytes) -> None:
         raise click.exceptions.Exit(BROKEN_PIPE_STATUS) from None
 
 
+def write_html(path: str, page: str) -> None:
+    """Write a report where ``--html`` says, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    from pathlib import Path
+
+    from calibration.files import write_whole
+
+    try:
+        write_whole(Path(path), page)
+    except OSError as error:
+        raise InputError(f"--html {path} cannot be written: {error.strerror}.") from error
+
+
 def abandon_stdout() -> None:
     """Send what is still buffered nowhere, so that Python does not try again when it exits."""
     try:

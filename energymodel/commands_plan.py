@@ -2,8 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +17,13 @@ from energymodel.commands_common import (
     gpu_name,
     json_option,
     warn,
+    write_html,
 )
+from energymodel.commands_progress import bar
 from energymodel.errors import InputError, WorkError
 
 if TYPE_CHECKING:
     from energymodel.model import ModelSpec
-    from energymodel.planning.plan import Progress
     from energymodel.planning.request import Demand, Request
     from energymodel.profile import Profile
 
@@ -239,8 +239,8 @@ def plan(
         raise InputError(f"--html {html} must be a file in a folder that exists.")
     request, notes = _request(asked)
     deferred = _deferred(request, waiting, hourly)
-    with _progress() as report:
-        found = find(request, report)
+    with bar():
+        found = find(request)
         document = present.document(found)
         if isinstance(found, Found):
             document = replace(
@@ -252,7 +252,7 @@ def plan(
     if html is not None:
         from energymodel.html_plan import page
 
-        Path(html).write_text(page(document), encoding="utf-8")
+        write_html(html, page(document))
     if as_json:
         emit_json(document)
         warn(document.warnings)
@@ -332,9 +332,8 @@ def _deferred(
         raise InputError("--defer and --hourly go together: what can wait, and for which hours.")
     shares = io.convert(io.read_json(hourly), tuple[float, ...], hourly)
     check_hours(shares)
-    models = tuple({m.name: m for d in request.demands for m in d.models}.values())
     workloads = {_title(path): io.read_workload(path) for path in waiting}
-    return demands_of(models, workloads, paired=False), shares
+    return demands_of(request.models, workloads, paired=False), shares
 
 
 def _models(names: tuple[str, ...]) -> "tuple[tuple[ModelSpec, ...], tuple[str, ...]]":
@@ -357,19 +356,3 @@ def _profiles(gpus: tuple[str, ...], paths: tuple[str, ...]) -> "tuple[Profile, 
 def _title(path: str) -> str:
     """What a workload is called: its file without folder and suffix."""
     return Path(path).stem
-
-
-@contextmanager
-def _progress() -> "Iterator[Progress]":
-    """A progress bar on stderr where somebody looks on."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda what, done, total: bar.update(
-            task, description=what, completed=done, total=total
-        )

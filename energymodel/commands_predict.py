@@ -21,6 +21,7 @@ from energymodel.commands_common import (
     trace_columns,
     trace_options,
     warn,
+    write_html,
 )
 from energymodel.deployment import Deployment
 from energymodel.errors import InputError
@@ -107,24 +108,14 @@ def predict(
             prediction = _of_bins(spec, deployment, bins, profile, seed=seed, sharing=sharing)
     prediction = replace(prediction, warnings=(*warnings, *prediction.warnings))
     if html is not None:
-        _write_html(prediction, html)
+        from energymodel.html_report import html_report
+
+        write_html(html, html_report(prediction))
     if as_json:
         emit_json(prediction)
         warn(prediction.warnings)
     else:
         emit(render.prediction(prediction))
-
-
-def _write_html(prediction: "Prediction", path: str) -> None:
-    from pathlib import Path
-
-    from calibration.files import write_whole
-    from energymodel.html_report import html_report
-
-    try:
-        write_whole(Path(path), html_report(prediction))
-    except OSError as error:
-        raise InputError(f"--html {path} cannot be written: {error.strerror}.") from error
 
 
 def _of_trace(

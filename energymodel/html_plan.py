@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from energymodel import html_pieces as pieces
 from energymodel.deployment import changed_flags
 from energymodel.planning.document import Frontier, Plan
+from energymodel.planning.request import RULES
 from energymodel.render import ENERGY, MAX_ROWS, POWER, TIME, digits, percent, quantity
-from energymodel.render_plan import BINDING, totals
+from energymodel.render_plan import BINDING, best_first, totals
 
 # Height of charts in pixels, and the margins that their axes stand in.
 HEIGHT, LEFT, BELOW = 260.0, 70.0, 34.0
@@ -78,7 +79,7 @@ def _frontier(frontier: Sequence[Frontier]) -> list[str]:
         colour = pieces.COLOURS[4] if f.chosen else pieces.COLOURS[0]
         x, y = chart.at(f.itl_s, f.output_tokens_per_s_per_w)
         marks.append(pieces.dot(x, y, colour, said, 6.0 if f.chosen else 3.5))
-    best = sorted(frontier, key=lambda f: (not f.chosen, -f.requests_per_j))[:MAX_ROWS]
+    best = best_first(frontier)[:MAX_ROWS]
     rows = [
         (
             f"{f.model} on {f.gpus} x {f.gpu} {' '.join(changed_flags(f.deployment))}".rstrip(),
@@ -119,9 +120,7 @@ def _over_time(p: Plan) -> list[str]:
 def _provisioning(p: Plan) -> list[str]:
     if p.provisioning is None:
         return []
-    rules = {
-        name: getattr(p.provisioning, name) for name in ("mean", "percentile", "worst", "nameplate")
-    }
+    rules: dict[str, float] = {name: getattr(p.provisioning, name) for name in RULES}
     said = f"Planned by {p.provisioning_rule}; budget {quantity(p.budget_w, POWER)}."
     ramp = quantity(p.provisioning.ramp_w_per_s, POWER)
     return [

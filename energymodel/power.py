@@ -98,6 +98,15 @@ def limited_clock(
     return np.where(free, 1.0, np.where(held, clock, lowest))
 
 
+def limited(
+    load: StepLoad, static_w: float | Floats, exponent: float, cap_w: float | Floats
+) -> tuple[Floats, Floats]:
+    """(seconds, joules) of each step at the clock at which it draws no more than ``cap_w``."""
+    clock = limited_clock(load, static_w, exponent, cap_w)
+    seconds = load.fixed_s + load.clocked_s / clock
+    return seconds, seconds * mean_power_w(load, clock, static_w, exponent)
+
+
 def capped_power_w(
     load: StepLoad, static_w: float | Floats, exponent: float, cap_w: float | Floats
 ) -> Floats:

@@ -29,8 +29,7 @@ class Limit:
     """The power limit of a deployment at one static power, as time goes on from an idle GPU."""
 
     def __init__(self, deployment: Deployment, profile: Profile, static_w: float) -> None:
-        limit_w = deployment.power_limit_w or profile.gpu.power_limit_w
-        self._cap_w = profile.power.limit_share.value * limit_w
+        self._cap_w = profile.held_w(deployment.power_limit_w)
         self._static_w = self._mean_w = static_w
         self._exponent = profile.power.exponent.value
 

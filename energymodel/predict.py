@@ -118,11 +118,8 @@ def _step_price(
         wanted = demand(model, deployment, steps, profile, served.bins).load()
         engine = engine_of(deployment).time(model, deployment, steps, profile, served)
         load, _ = with_engine(wanted, engine)
-        p = profile.power
-        cap_w = p.limit_share.value * (deployment.power_limit_w or profile.gpu.power_limit_w)
-        clock = power.limited_clock(load, static_w, p.exponent.value, cap_w)
-        watts = power.mean_power_w(load, clock, static_w, p.exponent.value)
-        energy_j = watts * (load.fixed_s + load.clocked_s / clock)
+        cap_w = profile.held_w(deployment.power_limit_w)
+        _, energy_j = power.limited(load, static_w, profile.power.exponent.value, cap_w)
         return np.where(steps.tokens > 0, energy_j, 0.0)
 
     return price

@@ -232,6 +232,10 @@ class Profile:
     memory: tuple[MemoryKind, ...] = ()
     fabric: FabricProfile | None = None
 
+    def held_w(self, limit_w: float | None) -> float:
+        """Mean power that the firmware holds under a power limit; None is the limit of the board."""
+        return self.power.limit_share.value * (limit_w or self.gpu.power_limit_w)
+
     def memory_over_usual(self, byte_j: float | None) -> float:
         """What a byte costs in a memory over the usual one, which ``operations`` hold.
 

@@ -1,10 +1,12 @@
 """``plan`` as tables for people; conventions are those of ``render``."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from energymodel.deployment import changed_flags
 from energymodel.planning.defer import Deferral
-from energymodel.planning.document import Plan, Replicas
+from energymodel.planning.document import Frontier, Plan, Replicas
+from energymodel.planning.request import RULES
 from energymodel.render import (
     ENERGY,
     MAX_ROWS,
@@ -143,7 +145,7 @@ def _provision(p: Plan) -> "Table":
     table = columns("power to set aside", ">facility", ">of the budget")
     if p.provisioning is None:
         return table
-    for name in ("mean", "percentile", "worst", "nameplate"):
+    for name in RULES:
         watts = getattr(p.provisioning, name)
         mark = " (planned by)" if name == p.provisioning_rule else ""
         table.add_row(f"{name}{mark}", quantity(watts, POWER), percent(watts / p.budget_w))
@@ -161,11 +163,16 @@ def _sureness(p: Plan) -> "Table":
     return table
 
 
+def best_first(frontier: Sequence[Frontier]) -> list[Frontier]:
+    """Candidates that were chosen, then the others, each by requests per joule."""
+    return sorted(frontier, key=lambda f: (not f.chosen, -f.requests_per_j))
+
+
 def _frontier(p: Plan) -> "list[RenderableType]":
     table = columns(
         *("", "candidates", ">req/s", ">req/J", ">tok/s/W", ">TTFT", ">ITL"),
     )
-    best = sorted(p.frontier, key=lambda f: (not f.chosen, -f.requests_per_j))
+    best = best_first(p.frontier)
     for f in best[:MAX_ROWS]:
         flags = " ".join(changed_flags(f.deployment))
         model = f.model.rpartition("/")[2]

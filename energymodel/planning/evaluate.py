@@ -111,7 +111,7 @@ def _fits(candidate: Candidate, mix: Mix) -> bool:
 def _operating(candidate: Candidate, demand: int, best: Point, limit_w: float | None) -> Operating:
     places = int(np.ceil(best.sequences + ROOM * np.sqrt(best.sequences)))
     gpus, profile = candidate.gpus, candidate.profile
-    cap_w = profile.power.limit_share.value * (limit_w or profile.gpu.power_limit_w)
+    cap_w = profile.held_w(limit_w)
     return Operating(
         candidate=candidate,
         demand=demand,

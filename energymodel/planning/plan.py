@@ -6,7 +6,7 @@ round the budget that the programme sees is lowered until the rule of the site h
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -23,11 +23,10 @@ from energymodel.planning.refusal import LITTLE, without_choice, without_fleet
 from energymodel.planning.request import Demand, Request
 from energymodel.planning.sureness import Load, Sureness, sureness
 from energymodel.planning.verify import SLOT_S, Seen, server_of, watch
+from energymodel.progress import tell
 from energymodel.simulation import Replica
 from energymodel.steps import Floats
 from energymodel.workload import Workload
-
-Progress = Callable[[str, int, int], None]
 
 # What a simulation may miss the objective by.
 TOLERANCE = 0.02
@@ -62,7 +61,10 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A fleet with all that was found out about it; ``problem`` is the last that was solved."""
+    """A fleet with all that was found out about it; ``problem`` is the last that was solved.
+
+    ``known`` is what was found on the way.
+    """
 
     request: Request
     options: tuple[Option, ...]
@@ -73,6 +75,7 @@ class Found:
     groups: tuple[Group, ...]
     power: Provisioning
     sure: Sureness
+    known: "Known"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,14 +89,14 @@ class Nothing:
     reason: str
 
 
-def find(request: Request, progress: Progress = lambda *_: None) -> Found | Nothing:
+def find(request: Request) -> Found | Nothing:
     """The best fleet for a request.
 
     Raises:
         InputError: the request cannot be planned at all; the message names the field.
         WorkError: the solver found nothing in its time.
     """
-    options, refused, missed = operating_points(request, progress)
+    options, refused, missed = operating_points(request)
     if not options:
         binding, reason = without_choice(request, refused, missed)
         return Nothing(
@@ -101,7 +104,7 @@ def find(request: Request, progress: Progress = lambda *_: None) -> Found | Noth
         )
     known, budget_w = Known(seen={}, doubts={}, servers={}), request.site.budget_w
     for round_ in range(request.rounds + 1):
-        progress("fleet", round_, request.rounds)
+        tell("fleet", round_, request.rounds)
         found = _solve(request, (options, refused, missed), known, budget_w)
         if found is None:
             binding, reason = without_fleet(request, options)
@@ -116,11 +119,10 @@ def find(request: Request, progress: Progress = lambda *_: None) -> Found | Noth
 
 
 def operating_points(
-    request: Request, progress: Progress = lambda *_: None
+    request: Request,
 ) -> tuple[tuple[Option, ...], tuple[Refused, ...], tuple[Missed, ...]]:
     """(what may be in a fleet, what does not fit, what misses the objective)."""
-    models = tuple({m.name: m for d in request.demands for m in d.models}.values())
-    fit, refused = candidates(models, request.profiles, request.allowed)
+    fit, refused = candidates(request.models, request.profiles, request.allowed)
     mixes = [mix_of(demand.workload) for demand in request.demands]
     done: list[Operating] = []
     missed: list[Missed] = []
@@ -141,7 +143,7 @@ def operating_points(
     # Most of the time is spent inside numpy, which lets other threads run.
     with ThreadPoolExecutor(max_workers=min(os.cpu_count() or 1, MOST_THREADS)) as pool:
         for i, found in enumerate(pool.map(one, fit)):
-            progress("candidates", i + 1, len(fit))
+            tell("candidates", i + 1, len(fit))
             if isinstance(found, Refused):
                 refused.append(found)
             else:
@@ -164,6 +166,10 @@ class Known:
     seen: dict[tuple[int, float], list[tuple[Floats, Seen]]]
     doubts: dict[tuple[int, int], Doubt]
     servers: dict[int, Replica]
+
+    def unseen(self) -> "Known":
+        """The same without simulations, which depend on the loads that came before."""
+        return Known(seen={}, doubts=self.doubts, servers=self.servers)
 
 
 def _solve(request: Request, points: Points, known: Known, budget_w: float) -> Found | None:
@@ -203,14 +209,13 @@ def at_budget(found: Found, budget_w: float) -> Found | None:
     """The fleet of the same options within another budget, by the rule of the site."""
     request = replace(found.request, site=replace(found.request.site, budget_w=budget_w))
     points = (found.options, found.refused, found.missed)
-    return _solve(request, points, Known(seen={}, doubts={}, servers={}), budget_w)
+    return _solve(request, points, found.known.unseen(), budget_w)
 
 
 def budget_for_all(found: Found) -> float | None:
     """Facility power that a fleet for all of the demand needs by the rule; None where there is none."""
     points = (found.options, found.refused, found.missed)
-    known = Known(seen={}, doubts={}, servers={})
-    everything = _fleet_within(found.request, points, known, float("inf"))
+    everything = _fleet_within(found.request, points, found.known.unseen(), float("inf"))
     if everything is None or _served(everything) < _all(everything):
         return None
     return needed(everything)
@@ -244,6 +249,7 @@ def _fleet_within(request: Request, points: Points, known: Known, at_w: float) -
         groups=groups,
         power=power,
         sure=sure,
+        known=known,
     )
 
 

@@ -6,11 +6,9 @@ from energymodel import power
 from energymodel.parallel import parallel_of
 from energymodel.planning.operating import Price
 from energymodel.power import StepLoad
+from energymodel.settling import THERMAL_ROUNDS
 from energymodel.step_table import StepSums, StepTable, step_loads
 from energymodel.steps import Floats
-
-# Rounds of power -> temperature -> static power; as in ``settling``.
-THERMAL_ROUNDS = 2
 
 
 def pricer(table: StepTable, power_limit_w: float | None = None) -> Price:
@@ -50,16 +48,13 @@ def limited(table: StepTable, load: StepLoad, power_limit_w: float | None) -> tu
     """
     profile, gpus = table.profile, parallel_of(table.deployment).gpus
     p, exponent = profile.power, profile.power.exponent.value
-    cap_w = p.limit_share.value * (power_limit_w or profile.gpu.power_limit_w)
+    cap_w = profile.held_w(power_limit_w)
     watts = np.full_like(load.core_j, cap_w)
     for _ in range(THERMAL_ROUNDS):
         static_w = power.static_power_w(p, watts)
         watts = power.capped_power_w(load, static_w, exponent, cap_w)
-    static_w = power.static_power_w(p, watts)
-    clock = power.limited_clock(load, static_w, exponent, cap_w)
-    seconds = load.fixed_s + load.clocked_s / clock
-    watts = power.mean_power_w(load, clock, static_w, exponent)
-    return seconds, gpus * seconds * watts
+    seconds, joules = power.limited(load, power.static_power_w(p, watts), exponent, cap_w)
+    return seconds, gpus * joules
 
 
 def _sums(

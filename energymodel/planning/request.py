@@ -84,6 +84,11 @@ class Request:
         """Relative gap at which the solver may stop: of many bins it would be long in closing it."""
         return 1e-4 if sum(len(d.workload.bins) for d in self.demands) <= MANY_BINS else 2e-3
 
+    @property
+    def models(self) -> tuple[ModelSpec, ...]:
+        """All that may serve a demand, each once."""
+        return tuple({m.name: m for d in self.demands for m in d.models}.values())
+
 
 def demands_of(
     models: tuple[ModelSpec, ...], workloads: Mapping[str, Workload], *, paired: bool

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from energymodel.arrivals import poisson
+from energymodel.latency import percentiles
 from energymodel.planning.candidates import Candidate
 from energymodel.planning.evaluate import Operating, idle_power_w
 from energymodel.planning.operating import quantile
@@ -80,8 +81,8 @@ def watch(
     return Seen(
         ttft_s=_at(ttft_s, np.ones_like(ttft_s), percentile),
         itl_s=_at(step_s, tokens, percentile),
-        ttft=_latency(ttft_s, np.ones_like(ttft_s)),
-        itl=_latency(step_s, tokens),
+        ttft=percentiles(ttft_s, np.ones_like(ttft_s)),
+        itl=percentiles(step_s, tokens),
         power_w=float(window.mean()),
         course_w=window,
         # A short step may draw more; the firmware holds the mean over tens of milliseconds.
@@ -104,9 +105,3 @@ def _with_idle(
 
 def _at(values: Floats, weight: Floats, percentile: float) -> float:
     return float(quantile(values[None], weight[None], percentile)[0])
-
-
-def _latency(seconds: Floats, weight: Floats) -> Latency:
-    p50, p90, p99 = (_at(seconds, weight, q) for q in (0.5, 0.9, 0.99))
-    mean = float(seconds @ weight / weight.sum())
-    return Latency(mean=mean, p50=p50, p90=p90, p99=p99)
